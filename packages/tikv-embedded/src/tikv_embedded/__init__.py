@@ -1,0 +1,1 @@
+"""A TiKV-compatible cluster (PD and stores over gRPC, in memory or durable) in one process."""

@@ -1,0 +1,1 @@
+"""The Placement Driver client of TiKV: members, timestamps, Regions, stores, keyspaces."""

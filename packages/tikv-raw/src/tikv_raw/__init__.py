@@ -1,0 +1,1 @@
+"""TiKV as a key-value store: the raw client, async and sync."""

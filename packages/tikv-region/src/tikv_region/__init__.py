@@ -1,0 +1,1 @@
+"""Region and store caches and key codecs for TiKV clients."""

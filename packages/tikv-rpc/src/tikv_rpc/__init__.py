@@ -1,0 +1,1 @@
+"""The request engine of TiKV clients: connections, BatchCommands, retries, plans."""
