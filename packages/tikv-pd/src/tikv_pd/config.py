@@ -1,0 +1,131 @@
+"""Where the cluster is, how to secure the way there, and how patient to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import parse_qs, urlsplit
+
+import attrs
+from attrs import validators
+
+from tikv_pd.errors import ConfigError
+
+Address: TypeAlias = str | Iterable[str]
+"""`tikv://pd1:2379,pd2:2379?keyspaceName=…`, one `host:port`, or several of those."""
+
+
+@attrs.frozen
+class ClusterAddress:
+    """A parsed address."""
+
+    endpoints: tuple[str, ...]
+    """PD members to begin with, `host:port` each."""
+    keyspace: str | None = None
+    """Keyspace named in the URL."""
+
+
+def parse_address(address: Address) -> ClusterAddress:
+    """Parse an address as users write it.
+
+    Raises:
+        ConfigError: there is no host, a port is not a number, or the scheme or a parameter is unknown.
+    """
+    if isinstance(address, str):
+        return _parse_one(address)
+    parts = [_parse_one(part) for part in address]
+    if not parts:
+        raise ConfigError("no PD address given; pass 'tikv://host:port' or a list of 'host:port'")
+    keyspaces = {part.keyspace for part in parts if part.keyspace is not None}
+    if len(keyspaces) > 1:
+        raise ConfigError(f"the addresses name different keyspaces: {', '.join(sorted(keyspaces))}")
+    endpoints = dict.fromkeys(endpoint for part in parts for endpoint in part.endpoints)
+    return ClusterAddress(tuple(endpoints), next(iter(keyspaces), None))
+
+
+def _parse_one(address: str) -> ClusterAddress:
+    if not isinstance(address, str):
+        raise ConfigError(f"a PD address is a str, not {type(address).__name__}")
+    text = address if "://" in address else f"tikv://{address}"
+    parts = urlsplit(text)
+    if parts.scheme.lower() not in {"tikv", "http", "https"}:
+        raise ConfigError(f"unknown scheme in {address!r}; use 'tikv://host:port' or 'host:port'")
+    if parts.path not in {"", "/"} or parts.fragment or "@" in parts.netloc:
+        raise ConfigError(f"{address!r} has more than hosts and parameters; use 'tikv://host:port[,host:port]'")
+    endpoints = tuple(_endpoint(part, address) for part in parts.netloc.split(","))
+    parameters = parse_qs(parts.query, keep_blank_values=True)
+    unknown = sorted(parameters.keys() - {"keyspaceName"})
+    if unknown:
+        raise ConfigError(f"unknown parameter {unknown[0]!r} in {address!r}; known is keyspaceName")
+    names = parameters.get("keyspaceName", [])
+    return ClusterAddress(endpoints, names[-1] if names and names[-1] else None)
+
+
+def _endpoint(text: str, address: str) -> str:
+    host, separator, port = text.strip().rpartition(":")
+    if not separator or not host or (":" in host and not host.startswith("[")):
+        raise ConfigError(f"{text.strip()!r} in {address!r} is not host:port; PD's client port is usually 2379")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{port!r} in {address!r} is not a port between 1 and 65535")
+    return f"{host}:{port}"
+
+
+def strip_scheme(url: str) -> str:
+    """Return the `host:port` of a member's client URL."""
+    return url.rpartition("://")[2].rstrip("/")
+
+
+@attrs.frozen(kw_only=True)
+class SecurityConfig:
+    """TLS, mutual when a client certificate is given. Server certificates are always verified."""
+
+    ca_path: Path = attrs.field(converter=Path)
+    """PEM file of the authorities to trust."""
+    cert_path: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """PEM file of the client's certificate chain; needs `key_path`."""
+    key_path: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """PEM file of the client's private key; needs `cert_path`."""
+    server_name: str | None = None
+    """Name to expect in server certificates instead of the host dialed."""
+
+    def __attrs_post_init__(self) -> None:
+        if (self.cert_path is None) != (self.key_path is None):
+            raise ConfigError("a client certificate needs both cert_path and key_path")
+
+    def load(self) -> tuple[bytes, bytes | None, bytes | None]:
+        """Return (authorities, certificate chain, private key) as they are on disk now.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
+        try:
+            return (
+                self.ca_path.read_bytes(),
+                self.cert_path.read_bytes() if self.cert_path is not None else None,
+                self.key_path.read_bytes() if self.key_path is not None else None,
+            )
+        except OSError as error:
+            raise ConfigError(f"TLS material cannot be read: {error}") from error
+
+
+def positive(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    """Validate that a number is above zero."""
+    if not value > 0:
+        raise ConfigError(f"{attribute.name} must be above 0, got {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class PdConfig:
+    """How to talk to PD."""
+
+    timeout: float = attrs.field(default=3.0, validator=[validators.instance_of((int, float)), positive])
+    """Seconds one RPC to PD may take. Source: client-go PDServerTimeout."""
+    open_timeout: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
+    """Seconds in which the first member must have answered when the client is opened."""
+    member_interval: float = attrs.field(default=60.0, validator=[validators.instance_of((int, float)), positive])
+    """Seconds between two looks at the members when nothing fails. Source: pd client, memberUpdateInterval."""
+    max_tso_batch: int = attrs.field(default=10_000, validator=[validators.instance_of(int), positive])
+    """Timestamps asked for in one message at most. Source: pd client, defaultMaxTSOBatchSize."""
+    caller_component: str = "tikv-sdk-python"
+    """Name that PD logs and counts requests under."""

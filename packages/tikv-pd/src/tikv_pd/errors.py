@@ -1,0 +1,182 @@
+"""Errors of every layer below a client's own.
+
+Each class answers two questions: did it happen (`undetermined`), and may the call be made again (`retryable`)?
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+
+
+class TikvError(Exception):
+    """Root of every error this SDK raises, apart from TypeError for arguments of the wrong type."""
+
+    retryable: ClassVar[bool] = False
+    """Whether the same call may succeed when made again, with nothing done twice."""
+    undetermined: ClassVar[bool] = False
+    """Whether a write may or may not have taken effect."""
+
+
+class ConfigError(TikvError, ValueError):
+    """An option or argument has a value that can never work; the message says which and what is allowed."""
+
+
+@attrs.define(eq=False)
+class ClosedError(TikvError):
+    """The client was closed, or not opened yet: use it inside `async with`."""
+
+    what: str
+    """What was used, such as `RawClient`."""
+
+    def __str__(self) -> str:
+        return f"{self.what} is not open; use it inside `async with` (or `with` for the sync client)"
+
+
+@attrs.define(eq=False)
+class DeadlineExceeded(TikvError, TimeoutError):
+    """The call's time ran out before it succeeded. Nothing was written, or nothing was to be.
+
+    A write whose outcome is unknown raises `UndeterminedError` instead. The last failure is the `__cause__`.
+    """
+
+    retryable: ClassVar[bool] = True
+
+    operation: str
+    """What ran out of time."""
+    timeout: float
+    """Seconds the call was given."""
+
+    def __str__(self) -> str:
+        return f"{self.operation} did not finish within {self.timeout:g} s" + _because(self.__cause__)
+
+
+@attrs.define(eq=False)
+class BackoffExceeded(TikvError):
+    """Retrying did not help: the budget of waiting is used up. The last failure is the `__cause__`."""
+
+    retryable: ClassVar[bool] = True
+
+    operation: str
+    """What was retried."""
+    waited: float
+    """Seconds spent waiting between attempts."""
+    attempts: int
+    """How often a wait was taken."""
+
+    def __str__(self) -> str:
+        return f"{self.operation} gave up after {self.attempts} waits of {self.waited:.3g} s in all" + _because(
+            self.__cause__
+        )
+
+
+@attrs.define(eq=False)
+class UndeterminedError(TikvError):
+    """A write was sent and its outcome is unknown: read before deciding to write again.
+
+    The failure that hid the outcome is the `__cause__`.
+    """
+
+    undetermined: ClassVar[bool] = True
+
+    operation: str
+    """The write, such as `put`."""
+
+    def __str__(self) -> str:
+        return f"the outcome of {self.operation} is unknown: it may or may not have been applied" + _because(
+            self.__cause__
+        )
+
+
+@attrs.define(eq=False)
+class RpcError(TikvError):
+    """An RPC failed below the protocol: no connection, a broken stream, a status other than OK."""
+
+    retryable: ClassVar[bool] = True
+
+    address: str
+    """Whom it was sent to."""
+    method: str
+    """The RPC, such as `RawGet`."""
+    code: str
+    """gRPC status code by name, such as `UNAVAILABLE`."""
+    details: str
+    """What gRPC says of it."""
+
+    def __str__(self) -> str:
+        return f"{self.method} to {self.address} failed: {self.code} ({self.details})"
+
+
+@attrs.define(eq=False)
+class PdError(TikvError):
+    """PD answered with an error in its header. Source: pdpb.ResponseHeader.error."""
+
+    method: str
+    """The RPC, such as `GetStore`."""
+    kind: str
+    """pdpb.ErrorType by name, such as `REGION_NOT_FOUND`."""
+    message: str
+    """PD's own words."""
+
+    def __str__(self) -> str:
+        return f"PD refused {self.method}: {self.kind} ({self.message})"
+
+
+@attrs.define(eq=False)
+class PdUnavailable(TikvError):
+    """No PD member of the given addresses could be used; the message names each address and its failure."""
+
+    retryable: ClassVar[bool] = True
+
+    failures: tuple[tuple[str, str], ...]
+    """(address, why) for each member tried."""
+
+    def __str__(self) -> str:
+        tried = "; ".join(f"{address}: {why}" for address, why in self.failures)
+        return f"no PD member could be reached ({tried}). Is the address a PD client URL and PD running?"
+
+
+@attrs.define(eq=False)
+class ClusterMismatch(TikvError):
+    """Members disagree about the cluster id: the addresses belong to different clusters."""
+
+    expected: int
+    """The cluster id known so far."""
+    found: int
+    """The cluster id of the member that disagrees."""
+    address: str
+    """Address of that member."""
+
+    def __str__(self) -> str:
+        return f"{self.address} belongs to cluster {self.found}, not {self.expected}; check the PD addresses"
+
+
+@attrs.define(eq=False)
+class KeyspaceNotFound(TikvError):
+    """PD knows no keyspace of this name, or it is not enabled."""
+
+    name: str
+    """The keyspace asked for."""
+    reason: str
+    """What PD says of it."""
+
+    def __str__(self) -> str:
+        return f"keyspace {self.name!r} cannot be used: {self.reason}"
+
+
+@attrs.define(eq=False)
+class TimestampFallback(TikvError):
+    """PD granted a timestamp that is not above an earlier one. Nothing built on timestamps is safe any more."""
+
+    previous: int
+    """The largest timestamp granted before the request was sent."""
+    granted: int
+    """The first timestamp of the new grant."""
+
+    def __str__(self) -> str:
+        return f"PD granted timestamp {self.granted} after {self.previous}; timestamps must grow"
+
+
+def _because(cause: BaseException | None) -> str:
+    return f": {cause}" if cause is not None else ""

@@ -1,0 +1,95 @@
+"""The transport seam: what every layer needs of gRPC, of the clock and of the event loop, and nothing more.
+
+Above it, code is plain anyio and knows no gRPC; `tikv_pd.grpc_transport` is the real thing, `tikv_pd.testing` holds one
+in memory that also runs on trio's virtual clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from google.protobuf.message import Message
+from tikv_proto.services import Rpc
+
+Metadata: TypeAlias = Sequence[tuple[str, str]]
+"""Key-value pairs sent along with an RPC."""
+
+Req = TypeVar("Req", bound=Message)
+Resp = TypeVar("Resp", bound=Message)
+ReqIn = TypeVar("ReqIn", bound=Message, contravariant=True)
+RespOut = TypeVar("RespOut", bound=Message, covariant=True)
+T = TypeVar("T")
+
+
+class Waiter(Protocol[T]):
+    """A result that one task awaits and another sets; `asyncio.Future` is one."""
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait for the result; cancelling the wait makes the waiter done."""
+        ...
+
+    def done(self) -> bool:
+        """Tell whether it has a result, an exception, or nobody waiting any more."""
+        ...
+
+    def set_result(self, result: T, /) -> None:
+        """Wake the waiting task with a result."""
+        ...
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Wake the waiting task with an exception."""
+        ...
+
+
+class Stream(Protocol[ReqIn, RespOut]):
+    """Both ends of a bidirectional stream. One task sends, one receives."""
+
+    async def send(self, request: ReqIn) -> None:
+        """Write one message; raises RpcError when the stream is broken."""
+        ...
+
+    async def receive(self) -> RespOut:
+        """Read one message; raises RpcError when the stream is broken or ended."""
+        ...
+
+    def cancel(self) -> None:
+        """End the stream at once; sending and receiving fail from now on."""
+        ...
+
+
+class Connection(Protocol):
+    """One connection to one server, made when first used."""
+
+    @property
+    def address(self) -> str:
+        """Where it leads, `host:port`."""
+        ...
+
+    async def unary(self, rpc: Rpc[Req, Resp], request: Req, *, timeout: float, metadata: Metadata = ()) -> Resp:
+        """Send one request and return its response; raises RpcError, also when `timeout` seconds pass."""
+        ...
+
+    def stream(self, rpc: Rpc[Req, Resp], *, metadata: Metadata = ()) -> Stream[Req, Resp]:
+        """Open a bidirectional stream; a failure to connect shows when it is used."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connection; what is under way on it fails with RpcError."""
+        ...
+
+
+class Transport(Protocol):
+    """Makes connections, and knows the clock and how tasks wait for each other."""
+
+    def connect(self, address: str, *, channel: int = 0) -> Connection:
+        """Return a connection to `address`; different `channel` numbers never share a socket."""
+        ...
+
+    def now(self) -> float:
+        """Return the time in seconds on a monotonic clock, the one waits follow."""
+        ...
+
+    def waiter(self) -> Waiter[Any]:
+        """Return a new, unset waiter for the running event loop."""
+        ...

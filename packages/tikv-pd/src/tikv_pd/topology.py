@@ -1,0 +1,132 @@
+"""What a cluster is made of, as PD reports it: values that know nothing of protobuf once made."""
+
+from __future__ import annotations
+
+import attrs
+from tikv_proto import metapb, pdpb
+
+
+@attrs.frozen
+class RegionEpoch:
+    """Which incarnation of a Region is meant. Source: metapb.RegionEpoch."""
+
+    conf_ver: int
+    """Grows when peers change."""
+    version: int
+    """Grows when the range changes."""
+
+
+@attrs.frozen
+class Peer:
+    """One replica of a Region. Source: metapb.Peer."""
+
+    id: int
+    """Id of the peer."""
+    store_id: int
+    """The store it lives on."""
+    is_learner: bool = False
+    """Whether it does not vote."""
+    is_witness: bool = False
+    """Whether it holds no data."""
+
+    @classmethod
+    def from_pb(cls, peer: metapb.Peer) -> Peer:
+        """Make the value from the message."""
+        return cls(peer.id, peer.store_id, peer.role == metapb.PeerRole.Learner, peer.is_witness)
+
+
+@attrs.frozen
+class Region:
+    """A contiguous range of keys and its replicas.
+
+    Keys are as PD holds them: plain for raw API V1, memcomparable-encoded otherwise. The range is half-open, an empty
+    `end_key` is unbounded.
+    """
+
+    id: int
+    """Id of the Region; it survives splits (the rightmost piece keeps it) and leader changes."""
+    start_key: bytes
+    """First key, inclusive."""
+    end_key: bytes
+    """End of the range, exclusive; empty for unbounded."""
+    epoch: RegionEpoch
+    """Incarnation."""
+    peers: tuple[Peer, ...]
+    """All replicas."""
+    leader: Peer | None = None
+    """The leader, if PD knows one."""
+    down_peers: tuple[int, ...] = ()
+    """Ids of the peers PD has not heard of for a while."""
+    pending_peers: tuple[int, ...] = ()
+    """Ids of the peers that lag behind."""
+
+    @classmethod
+    def from_pb(
+        cls,
+        region: metapb.Region,
+        leader: metapb.Peer | None = None,
+        down_peers: tuple[int, ...] = (),
+        pending_peers: tuple[int, ...] = (),
+    ) -> Region:
+        """Make the value from the messages; a leader with id 0 stands for none."""
+        return cls(
+            region.id,
+            region.start_key,
+            region.end_key,
+            RegionEpoch(region.region_epoch.conf_ver, region.region_epoch.version),
+            tuple(Peer.from_pb(peer) for peer in region.peers),
+            Peer.from_pb(leader) if leader is not None and leader.id else None,
+            down_peers,
+            pending_peers,
+        )
+
+    @classmethod
+    def from_answer(cls, answer: pdpb.GetRegionResponse | pdpb.RegionResponse | pdpb.Region) -> Region | None:
+        """Make the value from an answer of PD; None when it holds no Region."""
+        if not answer.HasField("region"):
+            return None
+        return cls.from_pb(
+            answer.region,
+            answer.leader if answer.HasField("leader") else None,
+            tuple(stats.peer.id for stats in answer.down_peers),
+            tuple(peer.id for peer in answer.pending_peers),
+        )
+
+
+@attrs.frozen
+class Store:
+    """One TiKV process. Source: metapb.Store."""
+
+    id: int
+    """Id of the store."""
+    address: str
+    """Where clients reach it, `host:port`."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """(key, value) pairs such as ("zone", "a")."""
+    is_tombstone: bool = False
+    """Whether it left the cluster for good."""
+    version: str = ""
+    """Its TiKV version."""
+
+    @classmethod
+    def from_pb(cls, store: metapb.Store) -> Store:
+        """Make the value from the message."""
+        return cls(
+            store.id,
+            store.address,
+            tuple((label.key, label.value) for label in store.labels),
+            store.state == metapb.StoreState.Tombstone or store.node_state == metapb.NodeState.Removed,
+            store.version,
+        )
+
+
+@attrs.frozen
+class Keyspace:
+    """A named slice of the key space under API V2. Source: keyspacepb.KeyspaceMeta."""
+
+    id: int
+    """24-bit id, part of every key on the wire."""
+    name: str
+    """Unique name; `DEFAULT` has id 0."""
+    state: str
+    """keyspacepb.KeyspaceState by name, such as `ENABLED`."""
