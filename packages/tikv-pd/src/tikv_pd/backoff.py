@@ -1,7 +1,7 @@
 """How long to wait before trying again: one table of named kinds, one budget for an operation.
 
-Source: client-go config/retry/config.go (bases, caps and jitters) and backoff.go (budget). Differences on purpose: a wait
-never lasts past the operation's deadline, and an interrupted wait is never taken for a finished one.
+Source: client-go config/retry/config.go (bases, caps and jitters) and backoff.go (budget). Differences on purpose: a
+wait never lasts past the operation's deadline, and an interrupted wait is never taken for a finished one.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ class Backoffer:
         Cancellation: ends the wait at once.
         """
         left = self.deadline.check(cause)
-        spent, budget = (
-            (self.excluded, max(EXCLUDED_BUDGET, self.budget)) if kind.excluded else (self.waited, self.budget)
-        )
+        spent, budget = self.waited, self.budget
+        if kind.excluded:
+            spent, budget = self.excluded, max(EXCLUDED_BUDGET, self.budget)
         if spent >= budget:
             raise BackoffExceeded(self.deadline.operation, self.waited + self.excluded, self.attempts) from cause
         attempt = self._attempts.get(kind.name, 0)

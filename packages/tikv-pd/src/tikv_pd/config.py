@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 import attrs
@@ -109,7 +109,7 @@ class SecurityConfig:
             raise ConfigError(f"TLS material cannot be read: {error}") from error
 
 
-def positive(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+def positive(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> None:
     """Validate that a number is above zero."""
     if not value > 0:
         raise ConfigError(f"{attribute.name} must be above 0, got {value!r}")

@@ -1,7 +1,7 @@
 """The transport over grpc.aio: the only client module that touches gRPC.
 
-grpc.aio runs on asyncio alone, and it breaks anyio's rules of cancellation in two ways that are healed here: it drops the
-message by which a cancel scope knows its own cancellation, and it reports a call that died with its channel as a
+grpc.aio runs on asyncio alone, and it breaks anyio's rules of cancellation in two ways that are healed here: it drops
+the message by which a cancel scope knows its own cancellation, and it reports a call that died with its channel as a
 cancellation of the task that awaits it.
 """
 
@@ -115,7 +115,7 @@ class GrpcConnection:
 class GrpcStream(Generic[Req, Resp]):
     """A bidirectional call."""
 
-    def __init__(self, address: str, name: str, call: grpc.aio.StreamStreamCall[Req, Resp]) -> None:
+    def __init__(self, address: str, name: str, call: grpc.aio.StreamStreamCall[Any, Resp]) -> None:
         self._address = address
         self._name = name
         self._call = call
@@ -165,7 +165,7 @@ class GrpcStream(Generic[Req, Resp]):
 
 
 async def _heal_cancellation(call: grpc.aio.Call, address: str, name: str) -> None:
-    """Raise what a CancelledError out of grpc.aio really means; return when it is a native cancellation of this task."""
+    """Raise what a CancelledError out of grpc.aio really means; return when this task was cancelled natively."""
     task = asyncio.current_task()
     if task is not None and task.cancelling() == 0 and call.cancelled():
         raise RpcError(address, name, "CANCELLED", "the connection was closed") from None

@@ -17,8 +17,8 @@ Metadata: TypeAlias = Sequence[tuple[str, str]]
 
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
-ReqIn = TypeVar("ReqIn", bound=Message, contravariant=True)
-RespOut = TypeVar("RespOut", bound=Message, covariant=True)
+Req_contra = TypeVar("Req_contra", bound=Message, contravariant=True)
+Resp_co = TypeVar("Resp_co", bound=Message, covariant=True)
 T = TypeVar("T")
 
 
@@ -42,14 +42,14 @@ class Waiter(Protocol[T]):
         ...
 
 
-class Stream(Protocol[ReqIn, RespOut]):
+class Stream(Protocol[Req_contra, Resp_co]):
     """Both ends of a bidirectional stream. One task sends, one receives."""
 
-    async def send(self, request: ReqIn) -> None:
+    async def send(self, request: Req_contra) -> None:
         """Write one message; raises RpcError when the stream is broken."""
         ...
 
-    async def receive(self) -> RespOut:
+    async def receive(self) -> Resp_co:
         """Read one message; raises RpcError when the stream is broken or ended."""
         ...
 

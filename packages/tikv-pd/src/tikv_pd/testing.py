@@ -6,7 +6,7 @@ A server is a mapping of RPCs to handlers. Whatever crosses the seam is serializ
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import Any, Generic, Self, TypeAlias
 
@@ -88,7 +88,7 @@ class MemoryTransport:
             raise RpcError(address, rpc.name, "UNIMPLEMENTED", "")
         return handler
 
-    def start_task(self, serve: Callable[[], Awaitable[None]]) -> None:
+    def start_task(self, serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a server's task."""
         self._tasks.start_soon(serve)
 
