@@ -103,6 +103,8 @@ class RpcError(TikvError):
     """gRPC status code by name, such as `UNAVAILABLE`."""
     details: str
     """What gRPC says of it."""
+    sent: bool = True
+    """Whether the request may have reached the server: false only when it certainly did not."""
 
     def __str__(self) -> str:
         return f"{self.method} to {self.address} failed: {self.code} ({self.details})"

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Generic
 
+import anyio
 import anyio.lowlevel
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 from tikv_proto.services import Rpc
 
 from tikv_pd.config import SecurityConfig
@@ -79,13 +81,36 @@ class GrpcConnection:
         """Where it leads."""
         return self._address
 
-    async def unary(self, rpc: Rpc[Req, Resp], request: Req, *, timeout: float, metadata: Metadata = ()) -> Resp:
+    async def ready(self, *, timeout: float) -> None:
+        """Wait until connected."""
+        with anyio.move_on_after(timeout):
+            while True:
+                state = self._channel.get_state(try_to_connect=True)
+                if state is grpc.ChannelConnectivity.READY:
+                    return
+                if state is grpc.ChannelConnectivity.SHUTDOWN:
+                    raise RpcError(self._address, "connect", "CANCELLED", "the connection was closed", sent=False)
+                if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                    raise RpcError(self._address, "connect", "UNAVAILABLE", "cannot connect", sent=False)
+                await self._state_other_than(state)
+        raise RpcError(self._address, "connect", "UNAVAILABLE", f"not connected within {timeout:g} s", sent=False)
+
+    async def _state_other_than(self, state: grpc.ChannelConnectivity) -> None:
+        try:
+            await self._channel.wait_for_state_change(state)
+        except asyncio.CancelledError:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            raise
+
+    async def unary(
+        self, rpc: Rpc[Req, Resp], request: Req | bytes, *, timeout: float, metadata: Metadata = ()
+    ) -> Resp:
         """Send one request and return its response."""
         method = self._unary.get(rpc.path)
         if method is None:
             method = self._unary[rpc.path] = self._channel.unary_unary(
                 rpc.path,
-                request_serializer=rpc.request.SerializeToString,
+                request_serializer=_serialize,
                 response_deserializer=rpc.response.FromString,
             )
         with _translated(self._address, rpc.name):
@@ -102,7 +127,7 @@ class GrpcConnection:
         with _translated(self._address, rpc.name):
             call = self._channel.stream_stream(
                 rpc.path,
-                request_serializer=rpc.request.SerializeToString,
+                request_serializer=_serialize,
                 response_deserializer=rpc.response.FromString,
             )(metadata=tuple(metadata))
         return GrpcStream(self._address, rpc.name, call)
@@ -120,7 +145,7 @@ class GrpcStream(Generic[Req, Resp]):
         self._name = name
         self._call = call
 
-    async def send(self, request: Req) -> None:
+    async def send(self, request: Req | bytes) -> None:
         """Write one message."""
         try:
             await self._call.write(request)
@@ -162,6 +187,10 @@ class GrpcStream(Generic[Req, Resp]):
         if code is grpc.StatusCode.OK:
             return RpcError(self._address, self._name, "UNAVAILABLE", "the server ended the stream")
         return RpcError(self._address, self._name, code.name, details or "")
+
+
+def _serialize(request: Message | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
 
 
 async def _heal_cancellation(call: grpc.aio.Call, address: str, name: str) -> None:

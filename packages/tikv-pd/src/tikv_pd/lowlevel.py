@@ -45,8 +45,8 @@ class Waiter(Protocol[T]):
 class Stream(Protocol[Req_contra, Resp_co]):
     """Both ends of a bidirectional stream. One task sends, one receives."""
 
-    async def send(self, request: Req_contra) -> None:
-        """Write one message; raises RpcError when the stream is broken."""
+    async def send(self, request: Req_contra | bytes) -> None:
+        """Write one message, or its serialized bytes; raises RpcError when the stream is broken."""
         ...
 
     async def receive(self) -> Resp_co:
@@ -66,8 +66,17 @@ class Connection(Protocol):
         """Where it leads, `host:port`."""
         ...
 
-    async def unary(self, rpc: Rpc[Req, Resp], request: Req, *, timeout: float, metadata: Metadata = ()) -> Resp:
-        """Send one request and return its response; raises RpcError, also when `timeout` seconds pass."""
+    async def ready(self, *, timeout: float) -> None:
+        """Wait until connected; raises RpcError as soon as connecting fails, or after `timeout` seconds."""
+        ...
+
+    async def unary(
+        self, rpc: Rpc[Req, Resp], request: Req | bytes, *, timeout: float, metadata: Metadata = ()
+    ) -> Resp:
+        """Send one request, or its serialized bytes, and return the response.
+
+        Raises RpcError when the call fails, also when `timeout` seconds pass.
+        """
         ...
 
     def stream(self, rpc: Rpc[Req, Resp], *, metadata: Metadata = ()) -> Stream[Req, Resp]:

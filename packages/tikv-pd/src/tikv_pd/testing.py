@@ -12,6 +12,7 @@ from typing import Any, Generic, Self, TypeAlias
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import attrs
 from google.protobuf.message import Message
 from tikv_proto.services import Rpc
@@ -50,7 +51,9 @@ class MemoryTransport:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._tasks.cancel_scope.cancel()
-        await self._tasks.__aexit__(kind, error, traceback)
+        # Without the body's error, which would come out wrapped in a group.
+        del kind, error, traceback
+        await self._tasks.__aexit__(None, None, None)
 
     def serve(self, address: str, handlers: Handlers) -> None:
         """Offer a server at `address`, in place of any before it."""
@@ -77,6 +80,10 @@ class MemoryTransport:
     def waiter(self) -> Waiter[Any]:
         """Return a new waiter."""
         return EventWaiter()
+
+    def is_served(self, address: str) -> bool:
+        """Tell whether a server is at `address`."""
+        return address in self._servers
 
     def handler(self, address: str, rpc: Rpc[Any, Any]) -> Any:
         """Return the handler of an RPC, logged as called; raises as gRPC would when there is none."""
@@ -109,7 +116,16 @@ class MemoryConnection:
         """Where it leads."""
         return self._address
 
-    async def unary(self, rpc: Rpc[Req, Resp], request: Req, *, timeout: float, metadata: Metadata = ()) -> Resp:
+    async def ready(self, *, timeout: float) -> None:
+        """Return at once when the address is served."""
+        del timeout
+        await anyio.lowlevel.checkpoint()
+        if self.closed or not self._transport.is_served(self._address):
+            raise RpcError(self._address, "connect", "UNAVAILABLE", "connection refused", sent=False)
+
+    async def unary(
+        self, rpc: Rpc[Req, Resp], request: Req | bytes, *, timeout: float, metadata: Metadata = ()
+    ) -> Resp:
         """Call the handler."""
         del metadata
         if self.closed:
@@ -120,7 +136,7 @@ class MemoryConnection:
         try:
             with anyio.move_on_after(timeout), broken:
                 try:
-                    response = await handler(rpc.request.FromString(request.SerializeToString()))
+                    response = await handler(rpc.request.FromString(_serialize(request)))
                 except RpcError as error:
                     raise RpcError(self._address, rpc.name, error.code, error.details) from None
                 return rpc.response.FromString(response.SerializeToString())
@@ -188,10 +204,10 @@ class MemoryStream(Generic[Req, Resp]):
         for end in (self._to_server, self._requests, self._to_client):
             end.close()
 
-    async def send(self, request: Req) -> None:
+    async def send(self, request: Req | bytes) -> None:
         """Write one message."""
         try:
-            await self._to_server.send(request.SerializeToString())
+            await self._to_server.send(_serialize(request))
         except (anyio.ClosedResourceError, anyio.BrokenResourceError):
             raise self._reason() from None
 
@@ -227,6 +243,10 @@ class ServerStream:
     async def send(self, response: Message) -> None:
         """Write one response."""
         await self._responses.send(response.SerializeToString())
+
+
+def _serialize(request: Message | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
 
 
 class EventWaiter(Generic[T]):
