@@ -1,15 +1,16 @@
 """The descriptor pool of this package, and the message classes made from it.
 
-protobuf's default pool admits each file and symbol once per process, so two packages that carry kvproto cannot share it.
-This pool is private: the descriptor set is plain data, the classes come from `message_factory` when first asked for.
+protobuf's default pool admits each file and symbol once per process, so two packages that carry kvproto cannot share
+it. This pool is private: the descriptor set is plain data, and `message_factory` makes the classes from it.
 """
 
 from __future__ import annotations
 
 import copyreg
+import pkgutil
 import sys
 from collections.abc import Callable, Iterator
-from importlib.resources import files
+from functools import cache
 from typing import Any
 
 from google.protobuf import descriptor_pool, message_factory
@@ -19,8 +20,10 @@ from google.protobuf.message import Message
 
 
 def _load() -> tuple[descriptor_pool.DescriptorPool, tuple[str, ...]]:
+    data = pkgutil.get_data("tikv_proto", "kvproto.binpb")
+    assert data is not None, "every import system that finds this module also reads its data"
     pool = descriptor_pool.DescriptorPool()
-    descriptors = FileDescriptorSet.FromString(files("tikv_proto").joinpath("kvproto.binpb").read_bytes())
+    descriptors = FileDescriptorSet.FromString(data)
     for file in descriptors.file:
         pool.AddSerializedFile(file.SerializeToString())
     return pool, tuple(file.name for file in descriptors.file)
@@ -69,27 +72,56 @@ class EnumType:
         try:
             return self.Value(name)
         except ValueError:
-            raise AttributeError(name) from None
+            raise AttributeError(f"enum {self.DESCRIPTOR.full_name} has no name {name!r}") from None
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.keys()]
+
+    def __repr__(self) -> str:
+        return f"<enum {self.DESCRIPTOR.full_name}>"
+
+    def __reduce__(self) -> tuple[Callable[[str], EnumType], tuple[str]]:
+        return enum_type, (self.DESCRIPTOR.full_name,)
+
+
+@cache
+def enum_type(full_name: str) -> EnumType:
+    """Return the one `EnumType` of an enum that is declared outside messages."""
+    return EnumType(POOL.FindEnumTypeByName(full_name))
+
+
+_classes: dict[str, type[Message]] = {}
+# Full name to class. protobuf itself forgets a class, and what was set on it, when nobody else holds it.
 
 
 def message_class(descriptor: Descriptor) -> type[Message]:
-    """Return the class of a message, named so that its instances pickle."""
-    cls = message_factory.GetMessageClass(descriptor)
-    if cls not in copyreg.dispatch_table:
-        outermost = descriptor
-        while outermost.containing_type is not None:
-            outermost = outermost.containing_type
-        _adopt(message_factory.GetMessageClass(outermost), outermost, "tikv_proto." + descriptor.file.name.removesuffix(".proto"))
-    return cls
+    """Return the class of a message, which knows its module and whose instances pickle."""
+    _adopt_file(descriptor.file.name)
+    return _classes[descriptor.full_name]
 
 
-def _adopt(cls: type[Message], descriptor: Descriptor, module: str) -> None:
+@cache
+def _adopt_file(name: str) -> None:
+    """Adopt all messages of a file and its imports: whatever a message can contain is found among them."""
+    file: FileDescriptor = POOL.FindFileByName(name)
+    for dependency in file.dependencies:
+        _adopt_file(dependency.name)
+    for descriptor in file.message_types_by_name.values():
+        _adopt(descriptor, "tikv_proto." + name.removesuffix(".proto"))
+
+
+def _adopt(descriptor: Descriptor, module: str) -> type[Message]:
+    cls = _classes[descriptor.full_name] = message_factory.GetMessageClass(descriptor)
     cls.__module__ = module
-    # protobuf pickles nested messages by a look-up in the default pool, where ours are not.
-    copyreg.pickle(cls, _reduce)
+    cls.__qualname__ = descriptor.full_name.removeprefix(descriptor.file.package + ".")
     for nested in descriptor.nested_types:
         if not nested.GetOptions().map_entry:
-            _adopt(getattr(cls, nested.name), nested, module)
+            nested_cls = _adopt(nested, module)
+            # protobuf pickles nested messages by a look-up in the default pool, where ours are not.
+            copyreg.pickle(nested_cls, _reduce)
+            # In pure-Python protobuf only generated code puts nested classes into their class.
+            setattr(cls, nested.name, nested_cls)
+    return cls
 
 
 def _reduce(message: Message) -> tuple[Callable[[str, bytes], Message], tuple[str, bytes]]:
@@ -108,7 +140,7 @@ def members(file_name: str, module: str) -> tuple[Callable[[str], Any], Callable
         if name in file.message_types_by_name:
             return message_class(file.message_types_by_name[name])
         if name in file.enum_types_by_name:
-            return EnumType(file.enum_types_by_name[name])
+            return enum_type(file.enum_types_by_name[name].full_name)
         for enum in file.enum_types_by_name.values():
             if name in enum.values_by_name:
                 return enum.values_by_name[name].number

@@ -1,10 +1,9 @@
-"""RPCs as values, made from the service descriptors when first asked for."""
+"""RPCs as values, made from the service descriptors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Generic, TypeVar
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -20,7 +19,7 @@ Resp = TypeVar("Resp", bound=Message)
 class Rpc(Generic[Req, Resp]):
     """One RPC of the wire: what to call and what goes over it.
 
-    There is exactly one `Rpc` object per method, so identity is equality.
+    There is exactly one `Rpc` object per method, also after copying and pickling, so identity is equality.
     """
 
     path: str
@@ -44,58 +43,51 @@ class Rpc(Generic[Req, Resp]):
     def __repr__(self) -> str:
         return f"<Rpc {self.path}>"
 
+    def __reduce__(self) -> tuple[Callable[[str], Rpc[Message, Message]], tuple[str]]:
+        return _by_path, (self.path,)
+
 
 class Service:
     """The RPCs of one service as attributes, by method name."""
 
     def __init__(self, descriptor: ServiceDescriptor) -> None:
-        self._descriptor = descriptor
-
-    def __getattr__(self, name: str) -> Rpc[Message, Message]:
-        method = self._descriptor.methods_by_name.get(name)
-        if method is None:
-            raise AttributeError(f"service {self._descriptor.full_name} has no RPC {name!r}")
-        rpc = _rpc(method)
-        setattr(self, name, rpc)
-        return rpc
-
-    def __dir__(self) -> list[str]:
-        return sorted(self._descriptor.methods_by_name)
+        for method in descriptor.methods:
+            setattr(self, method.name, _rpc(method))
 
 
-@cache
-def _batch_fields() -> dict[str, str]:
-    """Map the full name of a request message to the BatchCommands oneof field that carries it."""
-    carrier = POOL.FindMessageTypeByName("tikvpb.BatchCommandsRequest.Request")
-    return {field.message_type.full_name: field.name for field in carrier.oneofs_by_name["cmd"].fields}
+def all_rpcs() -> Iterator[Rpc[Message, Message]]:
+    """Yield every RPC of every service, in order of declaration."""
+    for service in SERVICES.values():
+        yield from vars(service).values()
+
+
+def _by_path(path: str) -> Rpc[Message, Message]:
+    return next(rpc for rpc in all_rpcs() if rpc.path == path)
 
 
 def _rpc(method: MethodDescriptor) -> Rpc[Message, Message]:
     in_store_service = method.containing_service.full_name == "tikvpb.Tikv"
     streaming = method.client_streaming or method.server_streaming
-    batchable = in_store_service and not streaming
     return Rpc(
         path=f"/{method.containing_service.full_name}/{method.name}",
         request=message_class(method.input_type),
         response=message_class(method.output_type),
         client_streaming=method.client_streaming,
         server_streaming=method.server_streaming,
-        batch_field=_batch_fields().get(method.input_type.full_name) if batchable else None,
+        batch_field=_BATCH_FIELDS.get(method.input_type.full_name) if in_store_service and not streaming else None,
     )
 
 
-@cache
-def services() -> dict[str, Service]:
-    """Return every service by its name without package."""
-    found: dict[str, Service] = {}
-    for file_name in FILES:
-        for name, descriptor in POOL.FindFileByName(file_name).services_by_name.items():
-            found[name] = Service(descriptor)
-    return found
+_BATCH_FIELDS: dict[str, str] = {
+    field.message_type.full_name: field.name
+    for field in POOL.FindMessageTypeByName("tikvpb.BatchCommandsRequest.Request").fields
+    if field.message_type is not None
+}
+# Full name of a request message to the BatchCommands field that carries it.
 
-
-def all_rpcs() -> Iterator[Rpc[Message, Message]]:
-    """Yield every RPC of every service, in order of declaration."""
-    for service in services().values():
-        for name in service._descriptor.methods_by_name:
-            yield getattr(service, name)
+SERVICES: dict[str, Service] = {
+    name: Service(descriptor)
+    for file_name in FILES
+    for name, descriptor in POOL.FindFileByName(file_name).services_by_name.items()
+}
+"""Every service by its name without package; no two packages share one."""

@@ -6,9 +6,13 @@ Identity of a keyspace under API V3. This SDK speaks API V1 and V2 and refuses V
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 import builtins as _builtins
+import sys
 import typing as _typing
 
-from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 

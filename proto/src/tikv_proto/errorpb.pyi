@@ -12,9 +12,13 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 from tikv_proto import metapb as _metapb
+import sys
 import typing as _typing
 
-from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 

@@ -16,12 +16,19 @@ from tikv_proto import deadlock as _deadlock
 from tikv_proto import errorpb as _errorpb
 from tikv_proto import metapb as _metapb
 from tikv_proto import resource_manager as _resource_manager
+import sys
 from tikv_proto import tracepb as _tracepb
 import typing as _typing
 
-from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-from warnings import deprecated as _deprecated
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
 
 DESCRIPTOR: _descriptor.FileDescriptor
 

@@ -14,11 +14,18 @@ from tikv_proto import apipb as _apipb
 import builtins as _builtins
 from tikv_proto import metapb as _metapb
 from tikv_proto import replication_modepb as _replication_modepb
+import sys
 import typing as _typing
 
-from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-from warnings import deprecated as _deprecated
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
 
 DESCRIPTOR: _descriptor.FileDescriptor
 

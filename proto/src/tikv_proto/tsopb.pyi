@@ -11,9 +11,13 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tikv_proto import apipb as _apipb
 import builtins as _builtins
 from tikv_proto import pdpb as _pdpb
+import sys
 import typing as _typing
 
-from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
