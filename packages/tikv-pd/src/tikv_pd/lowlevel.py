@@ -6,9 +6,12 @@ in memory that also runs on trio's virtual clock.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
+import anyio
+import anyio.abc
 from google.protobuf.message import Message
 from tikv_proto.services import Rpc
 
@@ -102,3 +105,38 @@ class Transport(Protocol):
     def waiter(self) -> Waiter[Any]:
         """Return a new, unset waiter for the running event loop."""
         ...
+
+
+class BackgroundTasks:
+    """Tasks that live as long as an `async with` block and are cancelled when it ends.
+
+    A task group for the inside of a client: what the block raises leaves it as it is, not wrapped in an ExceptionGroup,
+    and so does the first failure of a task, which also ends the block.
+    """
+
+    def __init__(self) -> None:
+        self._group: anyio.abc.TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        return self
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """Run `function(*args)` in a task; only inside the block."""
+        assert self._group is not None
+        self._group.start_soon(function, *args)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        group, self._group = self._group, None
+        assert group is not None
+        group.cancel_scope.cancel()
+        try:
+            return await group.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as failures:
+            # The block's own exception comes first: the caller can know nothing of the tasks.
+            if error in failures.exceptions:
+                return False
+            raise failures.exceptions[0] from None

@@ -15,6 +15,10 @@ class RegionEpoch:
     version: int
     """Grows when the range changes."""
 
+    def to_pb(self) -> metapb.RegionEpoch:
+        """Make the message from the value."""
+        return metapb.RegionEpoch(conf_ver=self.conf_ver, version=self.version)
+
 
 @attrs.frozen
 class Peer:
@@ -33,6 +37,11 @@ class Peer:
     def from_pb(cls, peer: metapb.Peer) -> Peer:
         """Make the value from the message."""
         return cls(peer.id, peer.store_id, peer.role == metapb.PeerRole.Learner, peer.is_witness)
+
+    def to_pb(self) -> metapb.Peer:
+        """Make the message from the value."""
+        role = metapb.PeerRole.Learner if self.is_learner else metapb.PeerRole.Voter
+        return metapb.Peer(id=self.id, store_id=self.store_id, role=role, is_witness=self.is_witness)
 
 
 @attrs.frozen
@@ -92,6 +101,16 @@ class Region:
             tuple(peer.id for peer in answer.pending_peers),
         )
 
+    def to_pb(self) -> metapb.Region:
+        """Make the message from the value; it has no place for the leader and the state of peers."""
+        return metapb.Region(
+            id=self.id,
+            start_key=self.start_key,
+            end_key=self.end_key,
+            region_epoch=self.epoch.to_pb(),
+            peers=[peer.to_pb() for peer in self.peers],
+        )
+
 
 @attrs.frozen
 class Store:
@@ -117,6 +136,17 @@ class Store:
             tuple((label.key, label.value) for label in store.labels),
             store.state == metapb.StoreState.Tombstone or store.node_state == metapb.NodeState.Removed,
             store.version,
+        )
+
+    def to_pb(self) -> metapb.Store:
+        """Make the message from the value."""
+        return metapb.Store(
+            id=self.id,
+            address=self.address,
+            state=metapb.StoreState.Tombstone if self.is_tombstone else metapb.StoreState.Up,
+            node_state=metapb.NodeState.Removed if self.is_tombstone else metapb.NodeState.Serving,
+            labels=[metapb.StoreLabel(key=key, value=value) for key, value in self.labels],
+            version=self.version,
         )
 
 

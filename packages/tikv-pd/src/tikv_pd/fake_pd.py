@@ -1,0 +1,308 @@
+"""A scripted PD in memory: its members answer from plain values that a test sets, and misbehave on request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
+
+import anyio
+import attrs
+from google.protobuf.message import Message
+from tikv_proto import keyspacepb, pdpb
+from tikv_proto.services import PD, Keyspace as KeyspaceService, Rpc
+
+from tikv_pd.memory_transport import Handlers, MemoryTransport, ServerStream, StreamHandler, UnaryHandler, fail
+from tikv_pd.timestamp import LOGICAL_BITS, Timestamp
+from tikv_pd.topology import Keyspace, Peer, Region, RegionEpoch, Store
+
+Answer: TypeAlias = Callable[[Any], Message]
+"""Makes the response to a request, without its header."""
+AnyRpc: TypeAlias = Rpc[Any, Any]
+
+
+@attrs.define(eq=False)
+class _Fault:
+    """What befalls the next `left` calls of an RPC."""
+
+    rpc: AnyRpc
+    address: str | None
+    left: float
+    act: Callable[[], Awaitable[pdpb.Error | None]]
+    healed: anyio.Event = attrs.field(factory=anyio.Event)
+
+
+class FakePd:
+    """PD members on a `MemoryTransport`, all started.
+
+    Its attributes are the cluster: change them at any time, the next answer follows. Followers refuse everything but
+    GetMembers as PD does; `transport.log` holds every call.
+
+    Args:
+        transport: The network.
+        members: Address of each member; the first one leads.
+        cluster_id: Identity of the cluster.
+    """
+
+    def __init__(
+        self, transport: MemoryTransport, *, members: Iterable[str] = ("pd1:2379",), cluster_id: int = 7
+    ) -> None:
+        self.transport = transport
+        """The network the members are on."""
+        self.members = list(members)
+        """Addresses that GetMembers lists. A member may be listed and stopped, or serve and not be listed."""
+        self.leader: str | None = self.members[0]
+        """Address of the leader; None while there is none."""
+        self.cluster_id = cluster_id
+        """What headers say, and what requests must say."""
+        self.regions: list[Region] = []
+        """The Regions by start key."""
+        self.stores: dict[int, Store] = {}
+        """The stores by id."""
+        self.keyspaces: dict[str, Keyspace] = {}
+        """The keyspaces by name."""
+        self.timestamp = Timestamp(1_000_000, 0)
+        """The last timestamp granted."""
+        self.tso_counts: list[int] = []
+        """How many timestamps each TsoRequest asked for."""
+        self.headers: list[pdpb.RequestHeader] = []
+        """Header of each request, GetMembers excluded, refused ones too."""
+        self._faults: list[_Fault] = []
+        for address in self.members:
+            self.start(address)
+
+    def start(self, address: str) -> None:
+        """Let a member serve, again or for the first time."""
+        self.transport.serve(address, self.handlers(address))
+
+    def stop(self, address: str | None = None) -> None:
+        """Stop a member, or all: calls under way break, new ones are refused."""
+        for member in [address] if address is not None else self.members:
+            self.transport.stop(member)
+
+    def calls(self, rpc: AnyRpc, at: str | None = None) -> int:
+        """Return how often an RPC was called (a stream: opened), at one member or at any."""
+        return sum(name == rpc.name and at in {None, address} for address, name in self.transport.log)
+
+    def refuse(
+        self,
+        rpc: AnyRpc,
+        code: str = "UNAVAILABLE",
+        details: str = "",
+        *,
+        at: str | None = None,
+        times: float = math.inf,
+    ) -> None:
+        """Answer calls of `rpc` with a gRPC status; a Tso stream ends with it when the next request arrives.
+
+        Args:
+            rpc: Which calls.
+            code: gRPC status code by name.
+            details: Its text.
+            at: Only at this member.
+            times: How many calls; all until `heal` by default.
+        """
+
+        async def act() -> None:
+            raise fail(code, details)
+
+        self._faults.append(_Fault(rpc, at, times, act))
+
+    def answer_error(
+        self, rpc: AnyRpc, kind: str, message: str = "", *, at: str | None = None, times: float = math.inf
+    ) -> None:
+        """Answer calls of `rpc` with an error in the header; `kind` is a pdpb.ErrorType by name."""
+
+        async def act() -> pdpb.Error:
+            return pdpb.Error(type=pdpb.ErrorType.Value(kind), message=message)
+
+        self._faults.append(_Fault(rpc, at, times, act))
+
+    def hang(self, rpc: AnyRpc, *, at: str | None = None, times: float = math.inf) -> None:
+        """Leave calls of `rpc` without an answer; `heal` answers those that still wait."""
+
+        async def act() -> None:
+            await fault.healed.wait()
+
+        fault = _Fault(rpc, at, times, act)
+        self._faults.append(fault)
+
+    def heal(self) -> None:
+        """Take back every fault."""
+        for fault in self._faults:
+            fault.healed.set()
+        self._faults.clear()
+
+    def split(self, key: bytes) -> int:
+        """Split the Region that holds `key` there; return the id of the new, left piece, 0 when there is nothing to do.
+
+        The right piece keeps the id; peers of the left one get ids of their own and stay on their stores.
+        """
+        region = self._find(key)
+        if region is None or region.start_key == key:
+            return 0
+        new_id = 1 + max(max(r.id, *(peer.id for peer in r.peers)) for r in self.regions)
+        peers = tuple(attrs.evolve(peer, id=peer_id) for peer_id, peer in enumerate(region.peers, start=new_id + 1))
+        leader_store = region.leader.store_id if region.leader is not None else 0
+        leader = next((peer for peer in peers if peer.store_id == leader_store), None)
+        epoch = RegionEpoch(region.epoch.conf_ver, region.epoch.version + 1)
+        left = Region(new_id, region.start_key, key, epoch, peers, leader)
+        position = self.regions.index(region)
+        self.regions[position : position + 1] = [left, attrs.evolve(region, start_key=key, epoch=epoch)]
+        return new_id
+
+    def handlers(self, address: str) -> Handlers:
+        """Return what the member at `address` serves, to be altered and served in its place."""
+        answers: dict[AnyRpc, Answer] = {
+            PD.GetRegion: lambda request: _region_answer(self._find(request.region_key)),
+            PD.GetPrevRegion: lambda request: _region_answer(self._find_before(request.region_key)),
+            PD.GetRegionByID: lambda request: _region_answer(
+                next((region for region in self.regions if region.id == request.region_id), None)
+            ),
+            PD.BatchScanRegions: self._scan,
+            PD.GetStore: self._get_store,
+            PD.GetAllStores: lambda request: pdpb.GetAllStoresResponse(
+                stores=[
+                    store.to_pb()
+                    for store in self.stores.values()
+                    if not (store.is_tombstone and request.exclude_tombstone_stores)
+                ]
+            ),
+            PD.SplitRegions: self._split,
+            PD.ScatterRegion: self._scatter,
+            KeyspaceService.LoadKeyspace: self._load_keyspace,
+        }
+        served: dict[AnyRpc, UnaryHandler | StreamHandler] = {
+            rpc: self._unary(address, rpc, answer) for rpc, answer in answers.items()
+        }
+        served[PD.GetMembers] = self._unary(address, PD.GetMembers, self._get_members)
+        served[PD.Tso] = lambda stream: self._tso(address, stream)
+        return served
+
+    def _unary(self, address: str, rpc: AnyRpc, answer: Answer) -> UnaryHandler:
+        async def handle(request: Any) -> Message:
+            error = await self._admit(address, rpc, request)
+            response: Any = rpc.response() if error is not None else answer(request)
+            response.header.cluster_id = self.cluster_id
+            if error is not None:
+                response.header.error.CopyFrom(error)
+            return response  # type: ignore[no-any-return]  # the class of the message comes from the table
+
+        return handle
+
+    async def _admit(self, address: str, rpc: AnyRpc, request: Any) -> pdpb.Error | None:
+        """Let a scripted fault happen, then refuse what PD refuses; return an error for the header."""
+        if rpc is not PD.GetMembers:
+            self.headers.append(request.header)
+        for fault in self._faults:
+            if fault.rpc is rpc and fault.address in {None, address} and fault.left > 0:
+                fault.left -= 1
+                error = await fault.act()
+                if error is not None:
+                    return error
+                break
+        if rpc is PD.GetMembers:
+            return None
+        if request.header.cluster_id != self.cluster_id:
+            raise fail("FAILED_PRECONDITION", f"need cluster {self.cluster_id}, got {request.header.cluster_id}")
+        if address != self.leader:
+            raise fail("UNAVAILABLE", "not leader")
+        return None
+
+    async def _tso(self, address: str, stream: ServerStream) -> None:
+        while True:
+            request: pdpb.TsoRequest = await stream.receive()
+            self.tso_counts.append(request.count)
+            error = await self._admit(address, PD.Tso, request)
+            header = pdpb.ResponseHeader(cluster_id=self.cluster_id, error=error)
+            if error is not None:
+                await stream.send(pdpb.TsoResponse(header=header))
+                continue
+            granted = self.timestamp
+            if granted.logical + request.count >= 1 << LOGICAL_BITS:
+                granted = Timestamp(granted.physical + 1, 0)
+            self.timestamp = granted = Timestamp(granted.physical, granted.logical + request.count)
+            last = pdpb.Timestamp(physical=granted.physical, logical=granted.logical)
+            await stream.send(pdpb.TsoResponse(header=header, count=request.count, timestamp=last))
+
+    def _get_members(self, _request: pdpb.GetMembersRequest) -> pdpb.GetMembersResponse:
+        members = {
+            address: pdpb.Member(name=address, member_id=number, client_urls=[f"http://{address}"])
+            for number, address in enumerate(self.members, start=1)
+        }
+        leader = members.get(self.leader) if self.leader is not None else None
+        return pdpb.GetMembersResponse(members=list(members.values()), leader=leader)
+
+    def _find(self, key: bytes) -> Region | None:
+        for region in self.regions:
+            if region.start_key <= key and (not region.end_key or key < region.end_key):
+                return region
+        return None
+
+    def _find_before(self, key: bytes) -> Region | None:
+        region = self._find(key)
+        if region is None or not region.start_key:
+            return None
+        return next((before for before in self.regions if before.end_key == region.start_key), None)
+
+    def _scan(self, request: pdpb.BatchScanRegionsRequest) -> pdpb.BatchScanRegionsResponse:
+        found = [
+            region
+            for region in self.regions
+            for span in request.ranges
+            if (not region.end_key or span.start_key < region.end_key)
+            and (not span.end_key or region.start_key < span.end_key)
+        ]
+        unique = list(dict.fromkeys(found))
+        return pdpb.BatchScanRegionsResponse(regions=[_region(region) for region in unique[: request.limit or None]])
+
+    def _get_store(self, request: pdpb.GetStoreRequest) -> pdpb.GetStoreResponse:
+        store = self.stores.get(request.store_id)
+        if store is None:
+            return pdpb.GetStoreResponse(header=_header("UNKNOWN", f"invalid store ID {request.store_id}, not found"))
+        return pdpb.GetStoreResponse(store=store.to_pb())
+
+    def _split(self, request: pdpb.SplitRegionsRequest) -> pdpb.SplitRegionsResponse:
+        made = [self.split(key) for key in request.split_keys]
+        return pdpb.SplitRegionsResponse(finished_percentage=100, regions_id=[new_id for new_id in made if new_id])
+
+    def _scatter(self, request: pdpb.ScatterRegionRequest) -> pdpb.ScatterRegionResponse:
+        known = {region.id for region in self.regions}
+        failed = [region_id for region_id in request.regions_id if region_id not in known]
+        return pdpb.ScatterRegionResponse(finished_percentage=100, failed_regions_id=failed)
+
+    def _load_keyspace(self, request: keyspacepb.LoadKeyspaceRequest) -> keyspacepb.LoadKeyspaceResponse:
+        keyspace = self.keyspaces.get(request.name)
+        if keyspace is None:
+            return keyspacepb.LoadKeyspaceResponse(header=_header("ENTRY_NOT_FOUND", "keyspace does not exist"))
+        state = keyspacepb.KeyspaceState.Value(keyspace.state)
+        return keyspacepb.LoadKeyspaceResponse(
+            keyspace=keyspacepb.KeyspaceMeta(id=keyspace.id, name=keyspace.name, state=state)
+        )
+
+
+def _header(kind: str, message: str) -> pdpb.ResponseHeader:
+    return pdpb.ResponseHeader(error=pdpb.Error(type=pdpb.ErrorType.Value(kind), message=message))
+
+
+def _region(region: Region) -> pdpb.Region:
+    states = {peer.id: peer for peer in region.peers}
+    return pdpb.Region(
+        region=region.to_pb(),
+        leader=region.leader.to_pb() if region.leader is not None else None,
+        down_peers=[pdpb.PeerStats(peer=_peer(states, peer_id)) for peer_id in region.down_peers],
+        pending_peers=[_peer(states, peer_id) for peer_id in region.pending_peers],
+    )
+
+
+def _peer(peers: dict[int, Peer], peer_id: int) -> Any:
+    return peers[peer_id].to_pb()
+
+
+def _region_answer(region: Region | None) -> pdpb.GetRegionResponse:
+    if region is None:
+        return pdpb.GetRegionResponse()
+    known = _region(region)
+    return pdpb.GetRegionResponse(
+        region=known.region, leader=known.leader, down_peers=known.down_peers, pending_peers=known.pending_peers
+    )
