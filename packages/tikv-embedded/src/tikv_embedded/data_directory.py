@@ -40,7 +40,7 @@ class DataDirectory:
             self.database.mkdir(exist_ok=True)
         except OSError as error:
             self.close()
-            raise DataDirectoryError(path, f"cannot be used: {error.strerror}") from error
+            raise DataDirectoryError(f"data directory {path} cannot be used: {error.strerror}") from error
         except DataDirectoryError:
             self.close()
             raise
@@ -66,7 +66,9 @@ class DataDirectory:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataDirectoryError(self.path, "is locked: another embedded cluster is using it") from error
+            raise DataDirectoryError(
+                f"data directory {self.path} is locked: another embedded cluster is using it"
+            ) from error
 
 
 def _claim(path: Path) -> None:
@@ -76,7 +78,7 @@ def _claim(path: Path) -> None:
         _check_marker(path, marker)
         return
     if any(entry.name != _NEW_MARKER_NAME for entry in path.iterdir()):
-        raise DataDirectoryError(path, f"is foreign: it is not empty and holds no {MARKER_NAME}")
+        raise DataDirectoryError(f"data directory {path} is foreign: it is not empty and holds no {MARKER_NAME}")
     text = json.dumps({"format": FORMAT_NAME, "version": FORMAT_VERSION}) + "\n"
     new = path / _NEW_MARKER_NAME
     with new.open("w", encoding="utf-8") as file:
@@ -92,10 +94,10 @@ def _check_marker(path: Path, marker: Path) -> None:
         content = json.loads(marker.read_text(encoding="utf-8"))
         name, version = content["format"], content["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataDirectoryError(path, f"is foreign: its {MARKER_NAME} cannot be read") from error
+        raise DataDirectoryError(f"data directory {path} is foreign: its {MARKER_NAME} cannot be read") from error
     if name != FORMAT_NAME or type(version) is not int or version < 1:
-        raise DataDirectoryError(path, f"is foreign: its {MARKER_NAME} names another format")
+        raise DataDirectoryError(f"data directory {path} is foreign: its {MARKER_NAME} names another format")
     if version > FORMAT_VERSION:
         raise DataDirectoryError(
-            path, f"was written by a newer version (format {version}; this one reads up to {FORMAT_VERSION})"
+            f"data directory {path} has format {version}, newer than the {FORMAT_VERSION} this version reads"
         )

@@ -1,8 +1,8 @@
 """The engine that lives in memory: one sorted map per column family.
 
 A snapshot costs nothing until somebody writes. Then the write first saves the old value of each key it is about to
-change into every open snapshot that has none for it yet; the snapshot reads those before the live map. The server takes
-a snapshot per request and closes it in the same step of its loop, so as a rule no snapshot is open when a write happens.
+change into every open snapshot that has none for it yet; the snapshot reads those before the live map. The server
+takes a snapshot per request and closes it in the same step of its loop, so as a rule none is open when a write happens.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class RocksEngine:
             )
         except Exception as error:  # rocksdict raises no narrower type.
             directory.close()
-            raise DataDirectoryError(directory.path, f"cannot be opened: {error}") from error
+            raise DataDirectoryError(f"data directory {directory.path} cannot be opened: {error}") from error
         self._directory = directory
         self._tables = {cf: self._db.get_column_family(cf) for cf in COLUMN_FAMILIES}
         self._handles = {cf: self._db.get_column_family_handle(cf) for cf in COLUMN_FAMILIES}
