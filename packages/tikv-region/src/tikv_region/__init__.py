@@ -1,1 +1,32 @@
-"""Region and store caches and key codecs for TiKV clients."""
+"""Where keys live: caches of Regions and stores, key codecs, and what an error of a Region means.
+
+`RegionCache` finds Regions and learns from errors; `RegionEntry` and `StoreEntry` are what it knows. `KeyCodec` has
+one implementation for each API version. `decide` is the table of Region errors. `tikv_region.testing` builds
+clusters in memory.
+"""
+
+from tikv_region.cache import RegionCache as RegionCache, RegionSource as RegionSource
+from tikv_region.codec import (
+    KeyCodec as KeyCodec,
+    KeyspaceCodec as KeyspaceCodec,
+    PlainCodec as PlainCodec,
+    TxnV1Codec as TxnV1Codec,
+    memcomparable_decode as memcomparable_decode,
+    memcomparable_encode as memcomparable_encode,
+)
+from tikv_region.config import RegionConfig as RegionConfig
+from tikv_region.errors import (
+    CacheAction as CacheAction,
+    CodecError as CodecError,
+    Decision as Decision,
+    EntryTooLarge as EntryTooLarge,
+    FlashbackInProgress as FlashbackInProgress,
+    FlashbackNotPrepared as FlashbackNotPrepared,
+    KnownRegion as KnownRegion,
+    Next as Next,
+    RegionError as RegionError,
+    RegionUnavailable as RegionUnavailable,
+    decide as decide,
+)
+from tikv_region.ranges import KeyRange as KeyRange, prefix_range as prefix_range
+from tikv_region.region import InvalidReason as InvalidReason, RegionEntry as RegionEntry, StoreEntry as StoreEntry

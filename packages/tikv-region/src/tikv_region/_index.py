@@ -1,0 +1,119 @@
+"""The Regions known, in the order of their keys: what replaces what, and what is too old to be let in.
+
+Two parallel lists, because one bisection in C over 100,000 keys takes less than a walk through any tree in Python;
+inserting moves 8 bytes for each Region behind, far less work than asking PD was.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+from tikv_region.region import InvalidReason, RegionEntry
+
+
+class RegionIndex:
+    """Entries that never overlap, by start key and by id."""
+
+    def __init__(self) -> None:
+        self.starts: list[bytes] = []
+        """Start keys, ascending; always the same list object."""
+        self.entries: list[RegionEntry] = []
+        """The entry for each start key; always the same list object."""
+        self._by_id: dict[int, RegionEntry] = {}
+
+    def at(self, key: bytes) -> RegionEntry | None:
+        """Return the entry that holds `key`, valid or not."""
+        index = bisect_right(self.starts, key) - 1
+        if index < 0 or not self.entries[index].contains(key):
+            return None
+        return self.entries[index]
+
+    def at_end(self, key: bytes) -> RegionEntry | None:
+        """Return the entry that holds the keys just below `key`, valid or not; the last one for an empty key."""
+        index = (bisect_left(self.starts, key) if key else len(self.starts)) - 1
+        if index < 0 or not _reaches(self.entries[index], key):
+            return None
+        return self.entries[index]
+
+    def overlapping(self, start: bytes, end: bytes) -> list[RegionEntry]:
+        """Return the entries that share keys with a range, ascending."""
+        low, high = self._span(start, end)
+        return self.entries[low:high]
+
+    def put(self, entry: RegionEntry) -> RegionEntry | None:
+        """Let an entry in, in place of what it overlaps, unless something newer is known.
+
+        Newer is the same Region with a higher version or conf_ver, or any overlapping one with a higher version: a
+        split or merge raises the version above those of all Regions involved. Nothing changes when it is rejected.
+
+        Returns:
+            The entry that stands for the Region now: the one known before if it is as new and still valid, so that
+            what requests learned from it (its leader) is kept; None when rejected.
+        """
+        known = self._by_id.get(entry.id)
+        if known is not None and is_behind(entry, known):
+            return None
+        low, high = self._span(entry.start, entry.end)
+        replaced = self.entries[low:high]
+        if any(old.epoch.version > entry.epoch.version for old in replaced):
+            return None
+        if replaced == [known] and known is not None and known.epoch == entry.epoch and known.is_valid():
+            known.expires_at = entry.expires_at
+            return known
+        if known is not None and known not in replaced:
+            self.remove(known)
+            low, high = self._span(entry.start, entry.end)
+        self.starts[low:high] = [entry.start]
+        self.entries[low:high] = [entry]
+        for old in replaced:
+            if self._by_id.get(old.id) is old:
+                del self._by_id[old.id]
+            _avoid_leader(entry, old)
+            old.invalidate(InvalidReason.REPLACED)
+        self._by_id[entry.id] = entry
+        return entry
+
+    def remove(self, entry: RegionEntry) -> None:
+        """Forget an entry; nothing happens if it is not held."""
+        index = bisect_left(self.starts, entry.start)
+        if index < len(self.entries) and self.entries[index] is entry:
+            del self.starts[index], self.entries[index], self._by_id[entry.id]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.starts.clear()
+        self.entries.clear()
+        self._by_id.clear()
+
+    def obstacles(self, entry: RegionEntry) -> list[RegionEntry]:
+        """Return the entries for whose sake `put` rejects this one."""
+        newer = [old for old in self.overlapping(entry.start, entry.end) if old.epoch.version > entry.epoch.version]
+        known = self._by_id.get(entry.id)
+        if known is not None and known not in newer and is_behind(entry, known):
+            newer.append(known)
+        return newer
+
+    def _span(self, start: bytes, end: bytes) -> tuple[int, int]:
+        low = bisect_right(self.starts, start) - 1
+        if low < 0 or not _reaches(self.entries[low], start, beyond=True):
+            low += 1
+        return low, bisect_left(self.starts, end, low) if end else len(self.starts)
+
+
+def is_behind(entry: RegionEntry, known: RegionEntry) -> bool:
+    """Tell whether an entry is an earlier incarnation of its Region than the one known."""
+    return entry.epoch.version < known.epoch.version or entry.epoch.conf_ver < known.epoch.conf_ver
+
+
+def _reaches(entry: RegionEntry, key: bytes, *, beyond: bool = False) -> bool:
+    # An empty key stands for the end of the key space, which only an unbounded entry reaches.
+    if not entry.end:
+        return True
+    return key < entry.end if beyond else bool(key) and key <= entry.end
+
+
+def _avoid_leader(entry: RegionEntry, old: RegionEntry) -> None:
+    # PD may take a while to notice that a leader is gone; what it names again was tried in vain already.
+    same = old.id == entry.id and old.leader_peer == entry.leader_peer
+    if same and old.invalid_reason is InvalidReason.NO_LEADER:
+        entry.next_leader()

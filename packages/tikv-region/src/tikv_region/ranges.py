@@ -1,0 +1,50 @@
+"""Ranges of keys."""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen
+class KeyRange:
+    """The keys from `start`, inclusive, to `end`, exclusive. An empty `end` is unbounded.
+
+    Every range of this SDK is meant this way.
+    """
+
+    start: bytes = b""
+    """First key; empty for the first key of all."""
+    end: bytes = b""
+    """First key after the range; empty for no end."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no key is in it."""
+        return bool(self.end) and self.end <= self.start
+
+    def contains(self, key: bytes) -> bool:
+        """Tell whether `key` is in the range."""
+        return self.start <= key and (not self.end or key < self.end)
+
+    def overlaps(self, other: KeyRange) -> bool:
+        """Tell whether some key is in both."""
+        return not self.intersect(other).is_empty
+
+    def intersect(self, other: KeyRange) -> KeyRange:
+        """Return the keys in both; `is_empty` when there are none."""
+        ends = [end for end in (self.end, other.end) if end]
+        return KeyRange(max(self.start, other.start), min(ends, default=b""))
+
+    def clip(self, within: KeyRange) -> KeyRange | None:
+        """Return the part of this range that lies in `within`, None when nothing does."""
+        part = self.intersect(within)
+        return None if part.is_empty else part
+
+
+def prefix_range(prefix: bytes) -> KeyRange:
+    """Return the range of all keys that begin with `prefix`.
+
+    It has no end when the prefix is empty or all 0xFF: then no key is above those that begin with it.
+    """
+    stem = prefix.rstrip(b"\xff")
+    return KeyRange(prefix, stem[:-1] + bytes([stem[-1] + 1]) if stem else b"")

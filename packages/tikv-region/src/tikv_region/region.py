@@ -1,0 +1,172 @@
+"""What the cache holds: stores and Regions as one client knows them.
+
+Both are mutable and compared by identity: requests hold on to them while the cluster changes, and learn from them
+whether what they were built on still holds.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+
+from tikv_pd.topology import Peer, Region, RegionEpoch
+
+from tikv_region.ranges import KeyRange
+
+
+class InvalidReason(enum.Enum):
+    """Why a Region must be loaded again."""
+
+    NO_LEADER = enum.auto()
+    """None of its peers led; the next load begins with the peer after the one PD names, should that be the same."""
+    REGION_NOT_FOUND = enum.auto()
+    """A store has no peer of it any more."""
+    EPOCH_NOT_MATCH = enum.auto()
+    """It changed its range or its peers."""
+    STORE_NOT_FOUND = enum.auto()
+    """Its leader, or the address of its leader, is not where it was thought to be."""
+    REPLACED = enum.auto()
+    """The cache learned of a newer Region in its range."""
+    OTHER = enum.auto()
+    """Anything else."""
+
+
+class StoreEntry:
+    """A store as the cache knows it: one object per id for the life of the cache, changed in place."""
+
+    __slots__ = ("address", "epoch", "id", "is_tombstone", "labels", "needs_check")
+
+    def __init__(self, store_id: int) -> None:
+        self.id = store_id
+        """Id of the store."""
+        self.address = ""
+        """Where it is reached, `host:port`; empty while unknown, and for a tombstone."""
+        self.labels: tuple[tuple[str, str], ...] = ()
+        """(key, value) pairs such as ("zone", "a")."""
+        self.epoch = 0
+        """Counts failures: Regions that remember a lower one for their leader's store are stale."""
+        self.needs_check = False
+        """Whether PD must be asked for the address before it is used again."""
+        self.is_tombstone = False
+        """Whether it left the cluster for good."""
+
+    def __repr__(self) -> str:
+        return f"<store {self.id} at {self.address or '?'}>"
+
+
+class RegionEntry:
+    """A Region as the cache knows it. Keys are the user's.
+
+    Args:
+        region: As PD or a store reported it.
+        keys: Its range, decoded.
+        replicas: Its usable peers and the stores they live on, at least one.
+        expires_at: When it must be loaded again, on the clock `now`.
+        now: The clock, in seconds.
+    """
+
+    __slots__ = (
+        "_epochs",
+        "_now",
+        "attachment",
+        "end",
+        "epoch",
+        "expires_at",
+        "id",
+        "invalid_reason",
+        "is_renewable",
+        "leader",
+        "leader_peer",
+        "leader_store",
+        "leader_store_epoch",
+        "peers",
+        "start",
+        "stores",
+    )
+
+    def __init__(
+        self,
+        region: Region,
+        keys: tuple[bytes, bytes],
+        replicas: Sequence[tuple[Peer, StoreEntry]],
+        expires_at: float,
+        now: Callable[[], float],
+    ) -> None:
+        self.id = region.id
+        """Id of the Region."""
+        self.epoch: RegionEpoch = region.epoch
+        """Incarnation."""
+        self.start, self.end = keys
+        self.peers = tuple(peer for peer, _ in replicas)
+        """Its usable replicas: without those that are down, on tombstones, or hold no data."""
+        self.stores = tuple(store for _, store in replicas)
+        """The store of each peer."""
+        self.expires_at = expires_at
+        """When it must be loaded again; minus infinity once it is invalid."""
+        self.is_renewable = not region.down_peers
+        """Whether use prolongs its life; not when a replica is missing, which PD may bring back at any time."""
+        self.invalid_reason: InvalidReason | None = None
+        """Why it was invalidated."""
+        self.attachment: object | None = None
+        """Whatever the layer above keeps with it; dropped when the leader changes."""
+        self._epochs = tuple(store.epoch for store in self.stores)
+        self._now = now
+        self._lead(self._first_leader(region.leader))
+
+    @property
+    def range(self) -> KeyRange:
+        """The keys it holds."""
+        return KeyRange(self.start, self.end)
+
+    def contains(self, key: bytes) -> bool:
+        """Tell whether it holds `key`."""
+        return self.start <= key and (not self.end or key < self.end)
+
+    def is_valid(self) -> bool:
+        """Tell whether it may be used: not invalidated, not too old, and its leader's store did not fail since."""
+        return self.expires_at > self._now() and self.leader_store.epoch == self.leader_store_epoch
+
+    def is_fresh(self, index: int) -> bool:
+        """Tell whether the store of the peer at `index` has not failed since this was loaded, or since it led."""
+        return self.stores[index].epoch == self._epochs[index]
+
+    def invalidate(self, reason: InvalidReason) -> None:
+        """Make it unusable; only the first reason is kept."""
+        if self.invalid_reason is None:
+            self.invalid_reason = reason
+            self.expires_at = -math.inf
+
+    def switch_leader(self, index: int) -> None:
+        """Take the peer at `index` for the leader, and its store for healthy."""
+        self._epochs = (*self._epochs[:index], self.stores[index].epoch, *self._epochs[index + 1 :])
+        if index != self.leader:
+            self.attachment = None
+        self._lead(index)
+
+    def next_leader(self) -> None:
+        """Try the next voter for the leader: the next whose store has not failed, if there is one."""
+        count = len(self.peers)
+        others = [(self.leader + step) % count for step in range(1, count)]
+        voters = [index for index in others if not self.peers[index].is_learner]
+        candidates = [index for index in voters if self.is_fresh(index)] or voters
+        if candidates:
+            self.attachment = None
+            self._lead(candidates[0])
+
+    def _lead(self, index: int) -> None:
+        self.leader = index
+        self.leader_peer = self.peers[index]
+        self.leader_store = self.stores[index]
+        self.leader_store_epoch = self._epochs[index]
+
+    def _first_leader(self, leader: Peer | None) -> int:
+        wanted = leader.id if leader is not None else 0
+        named = (index for index, peer in enumerate(self.peers) if peer.id == wanted)
+        voters = (index for index, peer in enumerate(self.peers) if not peer.is_learner)
+        return next(named, next(voters, 0))
+
+    def __repr__(self) -> str:
+        state = "valid" if self.is_valid() else "invalid"
+        epoch = f"{self.epoch.conf_ver}.{self.epoch.version}"
+        return f"<Region {self.id} epoch {epoch} [{self.start!r}, {self.end!r}) led by {self.leader_store!r}, {state}>"
