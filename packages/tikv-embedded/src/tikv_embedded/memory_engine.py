@@ -82,13 +82,13 @@ class MemorySnapshot:
     def __init__(self, engine: MemoryEngine, tables: dict[str, _Table]) -> None:
         self._engine = engine
         self._tables = tables
-        self._saved: dict[str, _Saved] | None = None
+        self._saved: dict[str, _Saved] | None = None  # None, not {}: reads test it on their hot path.
 
     def get(self, cf: str, key: bytes) -> bytes | None:
         """Return the value of `key` at the time of the snapshot, or None."""
         if self._saved is not None:
-            saved = self._saved[cf]
-            if key in saved:
+            saved = self._saved.get(cf)
+            if saved is not None and key in saved:
                 return saved[key]
         return self._tables[cf].get(key)
 
@@ -140,8 +140,10 @@ class MemorySnapshot:
     def _save(self, cf: str, keys: Sequence[bytes]) -> None:
         """Keep the present values of `keys`, which are about to change, unless older ones are kept already."""
         if self._saved is None:
-            self._saved = {name: SortedDict() for name in COLUMN_FAMILIES}
-        saved = self._saved[cf]
+            self._saved = {}
+        saved = self._saved.get(cf)
+        if saved is None:
+            saved = self._saved[cf] = SortedDict()
         get = self._tables[cf].get
         for key in keys:
             if key not in saved:
@@ -152,7 +154,7 @@ class MemorySnapshot:
     ) -> Iterator[bytes]:
         """Merge the live keys with those only the snapshot still has."""
         live = self._tables[cf].irange(low, high, inclusive, reverse)
-        if self._saved is None or not self._saved[cf]:
+        if self._saved is None or cf not in self._saved:
             return live
         saved = self._saved[cf].irange(low, high, inclusive, reverse)
         merged = heapq.merge(live, saved, reverse=reverse)

@@ -1,9 +1,9 @@
 """The raw requests as pure functions: what a store answers and what it writes, decided on a snapshot.
 
 `RAW_ACTIONS[type(request)](ctx, request)` returns `(response, batch)`. The caller has checked store, peer, leader,
-term, epoch and that the keys lie in the Region; it writes `batch` (None = nothing to write) in the same step of its
-loop in which the snapshot was taken, and answers with `response` after that. A response may carry a `region_error` of
-its own (`raft_entry_too_large`, an inverted range to delete); then there is no batch.
+term, epoch and that the keys lie in the Region; it closes the snapshot, writes `batch` (None = nothing to write) in the
+same step of its loop in which the snapshot was taken, and answers with `response` after that. A response may carry a
+`region_error` of its own (`raft_entry_too_large`, an inverted range to delete); then there is no batch.
 
 The order of the checks within an action is TiKV's (src/storage/mod.rs), as are the texts in `error`.
 """

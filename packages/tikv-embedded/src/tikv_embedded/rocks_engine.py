@@ -108,27 +108,63 @@ class RocksEngine:
 
     def _last_key(self, cf: str) -> bytes:
         """Return the greatest key of the column family, b"" if it has none."""
-        iterator = self._tables[cf].iter()
-        iterator.seek_to_last()
-        return _key(iterator) or b""
+        pair = _Cursor(self._tables[cf].iter()).seek_below(None, b"")
+        return b"" if pair is None else pair[0]
 
 
 class _Cursor:
-    """One RocksDB iterator, pinned to the moment of its creation and shared by all scans of a snapshot."""
+    """One RocksDB iterator, pinned to the moment of its creation and shared by all reads of a snapshot.
 
-    __slots__ = ("iterator", "user")
+    No reader keeps the iterator itself: a scan that is never finished must not hold the database open.
+    """
+
+    __slots__ = ("_iterator", "_user")
 
     def __init__(self, iterator: rocksdict.RdictIter) -> None:
-        self.iterator: rocksdict.RdictIter | None = iterator
-        self.user: object = None
+        self._iterator: rocksdict.RdictIter | None = iterator
+        self._user: object = None
         """Who moved the iterator last; anybody else must seek before reading on."""
 
-    def take(self, user: object) -> rocksdict.RdictIter:
-        """Return the iterator, noting that `user` moves it now."""
-        if self.iterator is None:
+    def seek(self, user: object, lower: bytes) -> tuple[bytes, bytes] | None:
+        """Return the first pair at or behind `lower`."""
+        iterator = self._take(user)
+        iterator.seek(lower)
+        return _pair(iterator)
+
+    def seek_below(self, user: object, upper: bytes) -> tuple[bytes, bytes] | None:
+        """Return the last pair below `upper`, empty = the last of all."""
+        iterator = self._take(user)
+        if not upper:
+            iterator.seek_to_last()
+            return _pair(iterator)
+        iterator.seek_for_prev(upper)
+        pair = _pair(iterator)
+        if pair is not None and pair[0] == upper:
+            iterator.prev()
+            pair = _pair(iterator)
+        return pair
+
+    def step(self, user: object, key: bytes, *, reverse: bool) -> tuple[bytes, bytes] | None:
+        """Return the pair after `key`, which `user` got from this cursor before."""
+        moved = self._user is not user
+        iterator = self._take(user)
+        if moved:
+            iterator.seek(key)
+        if reverse:
+            iterator.prev()
+        else:
+            iterator.next()
+        return _pair(iterator)
+
+    def close(self) -> None:
+        """Drop the iterator; reading on raises `RuntimeError`."""
+        self._iterator = None
+
+    def _take(self, user: object) -> rocksdict.RdictIter:
+        if self._iterator is None:
             raise RuntimeError("the snapshot or its engine is closed")
-        self.user = user
-        return self.iterator
+        self._user = user
+        return self._iterator
 
 
 class RocksSnapshot:
@@ -148,12 +184,8 @@ class RocksSnapshot:
             self._check_open()
             value: bytes | None = self._engine._tables[cf].get(key)
             return value
-        iterator = self._cursor(cf).take(None)
-        iterator.seek(key)
-        if _key(iterator) != key:
-            return None
-        pinned_value: bytes = iterator.value()
-        return pinned_value
+        pair = self._cursor(cf).seek(None, key)
+        return pair[1] if pair is not None and pair[0] == key else None
 
     def multi_get(self, cf: str, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return one value or None per key, in the order of `keys`."""
@@ -166,30 +198,20 @@ class RocksSnapshot:
         """Yield the pairs of `[lower, upper)`, ascending or, with `reverse`, descending."""
         cursor = self._cursor(cf)
         me = object()
-        iterator = cursor.take(me)
-        if reverse:
-            _seek_below(iterator, upper)
-        else:
-            iterator.seek(lower)
-        while (key := _key(iterator)) is not None:
+        pair = cursor.seek_below(me, upper) if reverse else cursor.seek(me, lower)
+        while pair is not None:
+            key = pair[0]
             if key < lower if reverse else upper and key >= upper:
                 return
-            yield key, iterator.value()
-            moved = cursor.user is not me
-            iterator = cursor.take(me)
-            if moved:
-                iterator.seek(key)  # The key is still there: the view does not change.
-            if reverse:
-                iterator.prev()
-            else:
-                iterator.next()
+            yield pair
+            pair = cursor.step(me, key, reverse=reverse)
 
     def close(self) -> None:
         """Let go of the view, and of the files RocksDB keeps for it."""
         self._closed = True
         self._engine._open.discard(self)
         for cursor in self._cursors.values():
-            cursor.iterator = None
+            cursor.close()
         self._cursors.clear()
         self._pinned = False
 
@@ -230,20 +252,9 @@ def _options() -> rocksdict.Options:
     return options
 
 
-def _key(iterator: rocksdict.RdictIter) -> bytes | None:
-    """Return the key the iterator stands on, None at the end; raise what stopped it if that was no end."""
+def _pair(iterator: rocksdict.RdictIter) -> tuple[bytes, bytes] | None:
+    """Return the pair the iterator stands on, None at the end; raise what stopped it if that was no end."""
     if not iterator.valid():
         iterator.status()
         return None
-    key: bytes = iterator.key()
-    return key
-
-
-def _seek_below(iterator: rocksdict.RdictIter, upper: bytes) -> None:
-    """Move to the greatest key below `upper`; empty = to the last key."""
-    if not upper:
-        iterator.seek_to_last()
-        return
-    iterator.seek_for_prev(upper)
-    if _key(iterator) == upper:
-        iterator.prev()
+    return iterator.key(), iterator.value()
