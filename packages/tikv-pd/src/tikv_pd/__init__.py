@@ -1,5 +1,50 @@
 """The Placement Driver client of TiKV, and the base that every layer above shares.
 
-Errors, `Deadline`, `Backoffer`, `SecurityConfig` and the values a cluster is made of; the transport seam is in
-`tikv_pd.lowlevel`, fakes for tests are in `tikv_pd.testing`.
+`PdClient` grants timestamps and knows Regions, stores and keyspaces, as the values `Timestamp`, `Region`, `Peer`,
+`RegionEpoch`, `Store` and `Keyspace`. `TikvError` is the root of every error, `Deadline` and `Backoffer` bound every
+operation, `PdConfig` and `SecurityConfig` configure. The kinds of waits are in `tikv_pd.backoff`, the transport seam is
+in `tikv_pd.lowlevel`, fakes for tests are in `tikv_pd.testing`.
 """
+
+from tikv_pd.backoff import (
+    Backoffer as Backoffer,
+    BackoffKind as BackoffKind,
+    Jitter as Jitter,
+)
+from tikv_pd.client import (
+    PdClient as PdClient,
+)
+from tikv_pd.config import (
+    Address as Address,
+    ClusterAddress as ClusterAddress,
+    PdConfig as PdConfig,
+    SecurityConfig as SecurityConfig,
+    parse_address as parse_address,
+)
+from tikv_pd.deadline import (
+    Deadline as Deadline,
+)
+from tikv_pd.errors import (
+    BackoffExceeded as BackoffExceeded,
+    ClosedError as ClosedError,
+    ClusterMismatch as ClusterMismatch,
+    ConfigError as ConfigError,
+    DeadlineExceeded as DeadlineExceeded,
+    KeyspaceNotFound as KeyspaceNotFound,
+    PdError as PdError,
+    PdUnavailable as PdUnavailable,
+    RpcError as RpcError,
+    TikvError as TikvError,
+    TimestampFallback as TimestampFallback,
+    UndeterminedError as UndeterminedError,
+)
+from tikv_pd.timestamp import (
+    Timestamp as Timestamp,
+)
+from tikv_pd.topology import (
+    Keyspace as Keyspace,
+    Peer as Peer,
+    Region as Region,
+    RegionEpoch as RegionEpoch,
+    Store as Store,
+)

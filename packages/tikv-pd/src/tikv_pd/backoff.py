@@ -54,6 +54,8 @@ TIKV_RPC: Final = BackoffKind("tikvRPC", 0.1, 2.0, Jitter.EQUAL)
 """The store could not be reached."""
 PD_RPC: Final = BackoffKind("pdRPC", 0.5, 3.0, Jitter.EQUAL)
 """PD could not be reached or had no answer."""
+PD_TSO: Final = BackoffKind("pdTSO", 0.1, 0.5, Jitter.EQUAL)
+"""The stream of timestamps broke. Short, as newcomers share the wait. Source: pd client, sendTSORetryInterval."""
 REGION_MISS: Final = BackoffKind("regionMiss", 0.002, 0.5, Jitter.NONE)
 """The Region must be located anew."""
 REGION_SCHEDULING: Final = BackoffKind("regionScheduling", 0.002, 0.5, Jitter.NONE)

@@ -121,6 +121,8 @@ class PdConfig:
 
     timeout: float = attrs.field(default=3.0, validator=[validators.instance_of((int, float)), positive])
     """Seconds one RPC to PD may take. Source: client-go PDServerTimeout."""
+    operation_timeout: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
+    """Seconds one operation may take with all its attempts and waits, unless the call says otherwise."""
     open_timeout: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
     """Seconds in which the first member must have answered when the client is opened."""
     member_interval: float = attrs.field(default=60.0, validator=[validators.instance_of((int, float)), positive])

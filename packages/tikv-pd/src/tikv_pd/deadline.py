@@ -32,7 +32,7 @@ class Deadline:
     def check(self, cause: BaseException | None = None) -> float:
         """Return the seconds left; raise DeadlineExceeded, from `cause`, when none are."""
         left = self.remaining()
-        if left <= 0:
+        if not left > 0:  # Also when it is not a number.
             raise DeadlineExceeded(self.operation, self.timeout) from cause
         return left
 

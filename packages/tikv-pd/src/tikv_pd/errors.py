@@ -29,9 +29,11 @@ class ClosedError(TikvError):
 
     what: str
     """What was used, such as `RawClient`."""
+    why: str = "is not open; use it inside `async with` (or `with` for the sync client)"
+    """What is wrong with it."""
 
     def __str__(self) -> str:
-        return f"{self.what} is not open; use it inside `async with` (or `with` for the sync client)"
+        return f"{self.what} {self.why}"
 
 
 @attrs.define(eq=False)
@@ -112,12 +114,12 @@ class RpcError(TikvError):
 
 @attrs.define(eq=False)
 class PdError(TikvError):
-    """PD answered with an error in its header. Source: pdpb.ResponseHeader.error."""
+    """PD refused a request for good. Source: pdpb.ResponseHeader.error, or a gRPC status that no retry cures."""
 
     method: str
     """The RPC, such as `GetStore`."""
     kind: str
-    """pdpb.ErrorType by name, such as `REGION_NOT_FOUND`."""
+    """pdpb.ErrorType by name, such as `REGION_NOT_FOUND`, or the gRPC status code by name."""
     message: str
     """PD's own words."""
 

@@ -25,6 +25,16 @@ Resp_co = TypeVar("Resp_co", bound=Message, covariant=True)
 T = TypeVar("T")
 
 
+def as_bytes(value: object, what: str) -> bytes:
+    """Return bytes, a bytearray or a memoryview as bytes; TypeError, which says what to do, for anything else."""
+    if type(value) is bytes:
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    hint = f"; use {what}.encode()" if isinstance(value, str) else ""
+    raise TypeError(f"{what} must be bytes, not {type(value).__name__}{hint}")
+
+
 class Waiter(Protocol[T]):
     """A result that one task awaits and another sets; `asyncio.Future` is one."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import attrs
-from tikv_proto import metapb, pdpb
+from tikv_proto import keyspacepb, metapb, pdpb
 
 
 @attrs.frozen
@@ -160,3 +160,8 @@ class Keyspace:
     """Unique name; `DEFAULT` has id 0."""
     state: str
     """keyspacepb.KeyspaceState by name, such as `ENABLED`."""
+
+    @classmethod
+    def from_pb(cls, keyspace: keyspacepb.KeyspaceMeta) -> Keyspace:
+        """Make the value from the message."""
+        return cls(keyspace.id, keyspace.name, keyspacepb.KeyspaceState.Name(keyspace.state))

@@ -1,0 +1,272 @@
+"""PD's members: who they are, who leads, and connections to them.
+
+A `Search` is one round of asking, as a value: it says whom to ask next and what an answer or a failure changes. The
+loop in `Members` only does what it says. The addresses given by the user are never forgotten, so a PD that was down as
+a whole is found again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+import anyio
+import attrs
+from tikv_proto import pdpb, services
+
+from tikv_pd.backoff import PD_RPC, Backoffer
+from tikv_pd.config import PdConfig, strip_scheme
+from tikv_pd.deadline import Deadline
+from tikv_pd.errors import (
+    ClosedError,
+    ClusterMismatch,
+    DeadlineExceeded,
+    PdError,
+    PdUnavailable,
+    RpcError,
+    TikvError,
+)
+from tikv_pd.lowlevel import Connection, Transport
+
+MEMBERS_TIMEOUT: Final = 1.0
+"""Seconds one GetMembers may take. Source: pd client, memberTimeout."""
+
+
+@attrs.frozen
+class Membership:
+    """What is known of PD's members."""
+
+    seeds: tuple[str, ...]
+    """Addresses the user gave."""
+    cluster_id: int = 0
+    """Identity of the cluster; 0 until a member told."""
+    members: tuple[str, ...] = ()
+    """Address of each member."""
+    leader: str = ""
+    """Address of the leader; empty until a member told."""
+
+    def everyone(self, suspect: str) -> Iterator[str]:
+        """Yield each address once, the leader first and the suspect, which probably has no news, last."""
+        known = dict.fromkeys(filter(None, (self.leader, *self.members, *self.seeds)))
+        yield from (address for address in known if address != suspect)
+        if suspect in known:
+            yield suspect
+
+
+@attrs.frozen
+class Search:
+    """One round of asking members about the members."""
+
+    known: Membership
+    """What is known by now."""
+    suspect: str = ""
+    """The leader that failed somebody: a member that names another one is believed first."""
+    is_thorough: bool = False
+    """Whether to ask every seed that is not a known member, to learn whether it belongs to another cluster."""
+    asked: tuple[str, ...] = ()
+    """Who was asked."""
+    named: str = ""
+    """The leader named in this round."""
+    failures: tuple[tuple[str, TikvError], ...] = ()
+    """Who had no good answer, and why."""
+
+    def next(self) -> str | None:
+        """Return whom to ask next; None when the round is over."""
+        if not self.named or self.named == self.suspect:
+            rest = self.known.everyone(self.suspect)
+        elif self.is_thorough:
+            rest = (seed for seed in self.known.seeds if seed not in self.known.members)
+        else:
+            return None
+        return next((address for address in rest if address not in self.asked), None)
+
+    def answered(self, address: str, answer: pdpb.GetMembersResponse, *, tls: bool) -> Search:
+        """Return the round after an answer from `address`."""
+        found = answer.header.cluster_id
+        if answer.header.HasField("error"):
+            return self.failed(address, header_error("GetMembers", answer.header))
+        if self.known.cluster_id and found != self.known.cluster_id:
+            return self.failed(address, ClusterMismatch(self.known.cluster_id, found, address))
+        if not found:
+            return self.failed(address, PdError("GetMembers", "UNKNOWN", "the member has no cluster id"))
+        members = tuple(sorted(filter(None, (client_address(member, tls=tls) for member in answer.members))))
+        leader = client_address(answer.leader, tls=tls)
+        keeps = not leader or self.named not in {"", self.suspect}
+        search = attrs.evolve(
+            self,
+            known=attrs.evolve(
+                self.known,
+                cluster_id=found,
+                members=members or self.known.members,
+                leader=self.known.leader if keeps else leader,
+            ),
+            named=self.named if keeps else leader,
+        )
+        if not leader:
+            return search.failed(address, PdError("GetMembers", "UNKNOWN", "the member knows no leader"))
+        return attrs.evolve(search, asked=(*self.asked, address))
+
+    def failed(self, address: str, error: TikvError) -> Search:
+        """Return the round after `address` had no good answer."""
+        return attrs.evolve(self, asked=(*self.asked, address), failures=(*self.failures, (address, error)))
+
+    def outcome(self) -> ClusterMismatch | PdUnavailable | None:
+        """Return why the round failed; None when it found a leader."""
+        mismatch = next((error for _, error in self.failures if isinstance(error, ClusterMismatch)), None)
+        if mismatch is not None and (self.is_thorough or not self.named):
+            return mismatch
+        if self.named:
+            return None
+        unasked = [
+            (address, "not asked before the time ran out")
+            for address in self.known.everyone(self.suspect)
+            if address not in self.asked
+        ]
+        return PdUnavailable((*((address, _why(error)) for address, error in self.failures), *unasked))
+
+    def is_hopeless(self) -> bool:
+        """Tell whether everybody answered that it is no PD."""
+        return bool(self.failures) and all(
+            isinstance(error, RpcError) and error.code == "UNIMPLEMENTED" for _, error in self.failures
+        )
+
+
+def client_address(member: pdpb.Member, *, tls: bool) -> str:
+    """Return where clients reach a member: its first URL of the scheme in use, or its first; empty when it has none.
+
+    Source: pd client, pickMatchedURL.
+    """
+    scheme = "https://" if tls else "http://"
+    matching = [url for url in member.client_urls if url.startswith(scheme)]
+    return strip_scheme(next(iter(matching or member.client_urls), ""))
+
+
+def header_error(method: str, header: pdpb.ResponseHeader) -> PdError:
+    """Return the error a header carries."""
+    kind = header.error.type
+    name = pdpb.ErrorType.Name(kind) if kind in pdpb.ErrorType.values() else str(kind)
+    return PdError(method, name, header.error.message)
+
+
+def _why(error: TikvError) -> str:
+    """Return a failure in words that do not repeat whom it came from."""
+    return f"{error.code} ({error.details})" if isinstance(error, RpcError) else str(error)
+
+
+class Members:
+    """What is known of the members, kept up to date, and one connection to each."""
+
+    def __init__(self, seeds: tuple[str, ...], transport: Transport, config: PdConfig, *, tls: bool) -> None:
+        self.known = Membership(seeds)
+        self._transport = transport
+        self._config = config
+        self._tls = tls
+        self._connections: dict[str, Connection] = {}
+        self._is_closed = False
+        self._suspect = ""
+        self._wanted = anyio.Event()
+        self._done = anyio.Event()
+        self._outcome: TikvError | None = None
+
+    @property
+    def leader(self) -> str:
+        """Address of the leader; raises ClosedError after `aclose`."""
+        self._check_open()
+        return self.known.leader
+
+    def connection(self, address: str) -> Connection:
+        """Return the connection to an address, made when first asked for."""
+        self._check_open()
+        connection = self._connections.get(address)
+        if connection is None:
+            connection = self._connections[address] = self._transport.connect(address)
+        return connection
+
+    async def discover(self) -> None:
+        """Learn about the members for the first time.
+
+        Raises:
+            PdUnavailable: no leader was found within the time to open.
+            ClusterMismatch: the addresses belong to different clusters.
+        """
+        deadline = Deadline("opening PdClient", self._config.open_timeout, self._transport.now)
+        backoffer = Backoffer(deadline, budget=math.inf)
+        while True:
+            search = await self._search(Search(self.known, is_thorough=True), deadline)
+            error = search.outcome()
+            if error is None:
+                return
+            if isinstance(error, ClusterMismatch) or search.is_hopeless():
+                raise error
+            try:
+                await backoffer.backoff(PD_RPC, error)
+            except DeadlineExceeded:
+                raise error from None
+
+    async def run(self) -> None:
+        """Learn anew at intervals and whenever somebody has doubts, until cancelled."""
+        forever = Deadline("GetMembers", math.inf, self._transport.now)
+        try:
+            while True:
+                with anyio.move_on_after(self._config.member_interval):
+                    await self._wanted.wait()
+                search = await self._search(Search(self.known, self._suspect), forever)
+                self._finish_round(search.outcome())
+        finally:
+            self._finish_round(ClosedError("PdClient"))
+
+    def doubt(self, suspect: str) -> None:
+        """Have the members asked again soon, because the leader `suspect` failed; do not wait for it."""
+        if self.known.leader == suspect:
+            self._suspect = suspect
+            self._wanted.set()
+
+    async def refresh(self, suspect: str) -> TikvError | None:
+        """Wait until the members were asked again, unless `suspect` leads no longer; return why that failed.
+
+        Whoever comes while a round is under way shares it.
+        """
+        if self.leader != suspect:
+            return None
+        self.doubt(suspect)
+        await self._done.wait()
+        return self._outcome
+
+    async def aclose(self) -> None:
+        """Close every connection; using the members raises ClosedError from now on."""
+        self._is_closed = True
+        while self._connections:
+            _, connection = self._connections.popitem()
+            await connection.aclose()
+
+    async def _search(self, search: Search, deadline: Deadline) -> Search:
+        while (address := search.next()) is not None and (left := deadline.remaining()) > 0:
+            try:
+                answer = await self.connection(address).unary(
+                    services.PD.GetMembers, pdpb.GetMembersRequest(), timeout=min(MEMBERS_TIMEOUT, left)
+                )
+            except RpcError as error:
+                search = search.failed(address, error)
+            else:
+                search = search.answered(address, answer, tls=self._tls)
+        self.known = search.known
+        if search.named:
+            await self._close_strangers()
+        return search
+
+    async def _close_strangers(self) -> None:
+        """Close connections to those that are no members, or not any more."""
+        kept = {*self.known.members, self.known.leader}
+        for address in [address for address in self._connections if address not in kept]:
+            await self._connections.pop(address).aclose()
+
+    def _finish_round(self, outcome: TikvError | None) -> None:
+        self._outcome, self._suspect = outcome, ""
+        self._wanted = anyio.Event()
+        done, self._done = self._done, anyio.Event()
+        done.set()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError("PdClient")

@@ -1,0 +1,312 @@
+"""The client of PD: timestamps, Regions, stores, keyspaces, splitting and scattering."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+import attrs
+from google.protobuf.message import Message
+from tikv_proto import keyspacepb, pdpb, services
+from tikv_proto.services import Rpc
+
+from tikv_pd._members import Members, header_error
+from tikv_pd._pursuit import Pursuit
+from tikv_pd.backoff import Backoffer
+from tikv_pd.config import Address, PdConfig, SecurityConfig, parse_address
+from tikv_pd.deadline import Deadline
+from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError, RpcError, TikvError
+from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes
+from tikv_pd.timestamp import Timestamp
+from tikv_pd.topology import Keyspace, Region, Store
+from tikv_pd.tso import Tso
+
+Resp = TypeVar("Resp", bound=Message)
+
+
+@attrs.define(eq=False)
+class _Session:
+    """What exists while the client is open."""
+
+    transport: Transport
+    members: Members
+    tso: Tso
+    tasks: BackgroundTasks
+
+
+class PdClient:
+    """A connection to PD, wherever its leader is. Use it once, inside `async with`.
+
+    Opening finds the leader through any of the addresses; closing leaves nothing behind. Every operation retries
+    inside: it follows the leader, waits while PD is away, and ends when it succeeds, when no attempt can help, or when
+    its `timeout` is over. Any number of tasks may use one client.
+
+    Keys are as PD holds them: plain for raw API V1, memcomparable-encoded otherwise.
+
+    Args:
+        address: `tikv://host:port[,host:port]`, `host:port`, or several of them; any living member will do.
+        config: How patient to be.
+        security: TLS material; plain text without.
+        transport: What to reach PD through, gRPC by default.
+
+    Raises:
+        ConfigError: the address or the TLS material cannot be used.
+
+    Every operation may raise:
+        DeadlineExceeded: its time is up; `__cause__` is the last failure.
+        PdError: PD refused it for good.
+        ClusterMismatch: another cluster answers at the address.
+        ClosedError: the client is not open.
+        TypeError: a key is not bytes.
+        ConfigError: another argument can never work.
+
+    Cancelling an operation is safe; it leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        config: PdConfig | None = None,
+        security: SecurityConfig | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self._seeds = parse_address(address).endpoints
+        self._config = config if config is not None else PdConfig()
+        self._security = security
+        self._transport = transport
+        self._session: _Session | None = None
+        self._was_opened = False
+
+    async def __aenter__(self) -> Self:
+        """Find the leader.
+
+        Raises:
+            PdUnavailable: no member answered within `PdConfig.open_timeout`, or none of the addresses is a PD.
+            ClusterMismatch: the addresses belong to different clusters.
+            ClosedError: the client was opened before.
+        """
+        if self._was_opened:
+            raise ClosedError("PdClient", "was opened before; make a new one")
+        self._was_opened = True
+        transport = self._transport if self._transport is not None else _grpc(self._security)
+        members = Members(self._seeds, transport, self._config, tls=self._security is not None)
+        try:
+            await members.discover()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await members.aclose()
+            raise
+        tasks = await BackgroundTasks().__aenter__()
+        tso = Tso(members, transport, self._config)
+        tasks.start_soon(members.run)
+        tasks.start_soon(tso.run)
+        self._session = _Session(transport, members, tso, tasks)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Close the client: operations under way in other tasks end with ClosedError."""
+        session, self._session = self._session, None
+        assert session is not None
+        try:
+            return await session.tasks.__aexit__(kind, error, traceback)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await session.members.aclose()
+
+    @property
+    def cluster_id(self) -> int:
+        """Identity of the cluster. Raises ClosedError when the client is not open."""
+        return self._open_session().members.known.cluster_id
+
+    @property
+    def leader(self) -> str:
+        """Address of PD's leader as far as known. Raises ClosedError when the client is not open."""
+        return self._open_session().members.leader
+
+    async def get_ts(self, *, timeout: float | None = None) -> Timestamp:
+        """Return a timestamp above every one granted before the call, by this client or any other.
+
+        Callers at the same moment share one message to PD.
+
+        Raises:
+            TimestampFallback: PD went back in time.
+
+        Source: pdpb.PD.Tso; pd client tso.
+        """
+        session = self._open_session()
+        return await session.tso.get(self._deadline(session, "get_ts", timeout))
+
+    async def get_region(self, key: bytes, *, timeout: float | None = None) -> Region | None:
+        """Return the Region that holds `key`; None when PD knows none. Source: pdpb.PD.GetRegion."""
+        request = pdpb.GetRegionRequest(region_key=as_bytes(key, "key"))
+        return await self._region("get_region", services.PD.GetRegion, request, timeout)
+
+    async def get_prev_region(self, key: bytes, *, timeout: float | None = None) -> Region | None:
+        """Return the Region that ends where the one holding `key` starts; None when there is none.
+
+        Source: pdpb.PD.GetPrevRegion.
+        """
+        request = pdpb.GetRegionRequest(region_key=as_bytes(key, "key"))
+        return await self._region("get_prev_region", services.PD.GetPrevRegion, request, timeout)
+
+    async def get_region_by_id(self, region_id: int, *, timeout: float | None = None) -> Region | None:
+        """Return the Region of this id; None when there is none, any more or yet. Source: pdpb.PD.GetRegionByID."""
+        request = pdpb.GetRegionByIDRequest(region_id=_id(region_id, "region_id"))
+        return await self._region("get_region_by_id", services.PD.GetRegionByID, request, timeout)
+
+    async def scan_regions(
+        self, start: bytes, end: bytes = b"", *, limit: int = 128, timeout: float | None = None
+    ) -> list[Region]:
+        """Return the Regions that overlap `[start, end)` in order of their keys, the first `limit` of them.
+
+        An empty `end` is unbounded. PD may know no Region of a part of the range for a while: the list then has a hole.
+
+        Source: pdpb.PD.BatchScanRegions with one range.
+        """
+        start, end = as_bytes(start, "start"), as_bytes(end, "end")
+        if end and start > end:
+            raise ConfigError("start must not be above end; Regions are scanned in ascending order only")
+        if not 0 < limit < 2**31:
+            raise ConfigError(f"limit must be between 1 and 2**31 - 1, got {limit}")
+        if end and start == end:
+            return []
+        request = pdpb.BatchScanRegionsRequest(ranges=[pdpb.KeyRange(start_key=start, end_key=end)], limit=limit)
+        answer = await self._call("scan_regions", services.PD.BatchScanRegions, request, timeout)
+        return [region for region in map(Region.from_answer, answer.regions) if region is not None]
+
+    async def get_store(self, store_id: int, *, timeout: float | None = None) -> Store | None:
+        """Return the store of this id, also one that left the cluster; None when PD never knew it.
+
+        Source: pdpb.PD.GetStore.
+        """
+        session = self._open_session()
+        deadline = self._deadline(session, "get_store", timeout)
+        request = pdpb.GetStoreRequest(store_id=_id(store_id, "store_id"))
+        try:
+            answer = await self._attempt(session, services.PD.GetStore, request, deadline)
+        except PdError as error:
+            # PD has no kind of error for an unknown store, only words: the list of stores tells for certain.
+            if error.kind != "UNKNOWN":
+                raise
+            stores = await self._attempt(session, services.PD.GetAllStores, pdpb.GetAllStoresRequest(), deadline)
+            if all(store.id != store_id for store in stores.stores):
+                return None
+            raise
+        return Store.from_pb(answer.store)
+
+    async def get_stores(self, *, timeout: float | None = None) -> list[Store]:
+        """Return every store, those that left the cluster too, in no given order. Source: pdpb.PD.GetAllStores."""
+        answer = await self._call("get_stores", services.PD.GetAllStores, pdpb.GetAllStoresRequest(), timeout)
+        return [Store.from_pb(store) for store in answer.stores]
+
+    async def load_keyspace(self, name: str, *, timeout: float | None = None) -> Keyspace:
+        """Return the enabled keyspace of this name.
+
+        Raises:
+            KeyspaceNotFound: there is none, its Regions are not ready, or it is not enabled.
+
+        Source: keyspacepb.Keyspace.LoadKeyspace.
+        """
+        request = keyspacepb.LoadKeyspaceRequest(name=name)
+        try:
+            answer = await self._call("load_keyspace", services.Keyspace.LoadKeyspace, request, timeout)
+        except PdError as error:
+            if error.kind != "ENTRY_NOT_FOUND":
+                raise
+            raise KeyspaceNotFound(name, error.message) from error
+        keyspace = Keyspace.from_pb(answer.keyspace)
+        if keyspace.state != "ENABLED":
+            raise KeyspaceNotFound(name, f"it is {keyspace.state}")
+        return keyspace
+
+    async def split_regions(self, keys: Iterable[bytes], *, timeout: float | None = None) -> list[int]:
+        """Split Regions so that each of `keys` starts one, and return the ids of the new Regions.
+
+        PD waits for the splits. A key that starts a Region already makes none, nor does one that PD could not split at
+        in time: ask again, or look with `scan_regions`.
+
+        Source: pdpb.PD.SplitRegions.
+        """
+        request = pdpb.SplitRegionsRequest(split_keys=[as_bytes(key, "key") for key in keys])
+        answer = await self._call("split_regions", services.PD.SplitRegions, request, timeout, is_patient=True)
+        return list(answer.regions_id)
+
+    async def scatter_regions(
+        self, region_ids: Iterable[int], *, group: str = "", timeout: float | None = None
+    ) -> list[int]:
+        """Start to spread Regions over the stores and return the ids of those for which PD could not.
+
+        Args:
+            region_ids: The Regions.
+            group: Regions of one group are spread evenly among each other.
+            timeout: Seconds.
+
+        Source: pdpb.PD.ScatterRegion.
+        """
+        request = pdpb.ScatterRegionRequest(regions_id=[_id(each, "region_id") for each in region_ids], group=group)
+        answer = await self._call("scatter_regions", services.PD.ScatterRegion, request, timeout, is_patient=True)
+        return list(answer.failed_regions_id)
+
+    async def _region(
+        self, name: str, rpc: Rpc[Any, pdpb.GetRegionResponse], request: Message, timeout: float | None
+    ) -> Region | None:
+        answer = await self._call(name, rpc, request, timeout)
+        return Region.from_answer(answer)
+
+    async def _call(
+        self, name: str, rpc: Rpc[Any, Resp], request: Any, timeout: float | None, *, is_patient: bool = False
+    ) -> Resp:
+        session = self._open_session()
+        return await self._attempt(session, rpc, request, self._deadline(session, name, timeout), is_patient=is_patient)
+
+    async def _attempt(
+        self, session: _Session, rpc: Rpc[Any, Resp], request: Any, deadline: Deadline, *, is_patient: bool = False
+    ) -> Resp:
+        """Send a request to the leader until it answers; patiently when the answer may rightly take long."""
+        members = session.members
+        limit = math.inf if is_patient else self._config.timeout
+        pursuit = Pursuit(members, Backoffer(deadline, budget=math.inf))
+        error: TikvError | None = None
+        while True:
+            address = members.leader
+            request.header.cluster_id = members.known.cluster_id
+            request.header.caller_component = self._config.caller_component
+            try:
+                answer: Any = await members.connection(address).unary(
+                    rpc, request, timeout=min(limit, deadline.check(error))
+                )
+            except RpcError as failure:
+                error = failure
+            else:
+                if not answer.header.HasField("error"):
+                    return answer  # type: ignore[no-any-return]  # every response of PD has a header, no type says so
+                error = header_error(rpc.name, answer.header)
+            await pursuit.recover(address, error)
+
+    def _deadline(self, session: _Session, operation: str, timeout: float | None) -> Deadline:
+        seconds = self._config.operation_timeout if timeout is None else timeout
+        return Deadline(operation, seconds, session.transport.now)
+
+    def _open_session(self) -> _Session:
+        if self._session is None:
+            raise ClosedError("PdClient")
+        return self._session
+
+
+def _grpc(security: SecurityConfig | None) -> Transport:
+    # Those who bring their own transport, as tests do, need not pay for importing gRPC.
+    from tikv_pd.grpc_transport import GrpcTransport  # noqa: PLC0415
+
+    return GrpcTransport(security)
+
+
+def _id(value: int, what: str) -> int:
+    if not 0 < value < 2**64:
+        raise ConfigError(f"{what} must be between 1 and 2**64 - 1, got {value}")
+    return value
