@@ -21,3 +21,7 @@ class PortInUseError(EmbeddedError):
 
 class TopologyError(EmbeddedError):
     """A change of Regions, peers or stores is impossible as things are; nothing was changed."""
+
+
+class ClusterNotRunningError(EmbeddedError):
+    """The cluster was not started, or is closed."""

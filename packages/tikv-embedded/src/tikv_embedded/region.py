@@ -82,7 +82,8 @@ def split(region: Region, keys: Sequence[bytes], ids: Sequence[tuple[int, Sequen
     Args:
         region: What to cut.
         keys: Strictly ascending, each strictly inside the range.
-        ids: For each key the id of the new Region on its left, and the ids of that Region's peers in order of `region.peers`.
+        ids: For each key the id of the new Region on its left, and the ids of that Region's peers in the order of
+            `region.peers`.
 
     Source: TiKV apply.rs exec_batch_split: every piece gets version + number of new Regions, conf_ver stays.
     """
@@ -102,7 +103,7 @@ def merge(source: Region, target: Region) -> Region:
     Raises:
         TopologyError: the two are not adjacent, or their peers are not on the same stores.
 
-    Source: TiKV exec_prepare_merge (source: version + 1, conf_ver + 1) and exec_commit_merge (target: the larger version + 1).
+    Source: TiKV exec_prepare_merge (source: version + 1) and exec_commit_merge (target: the larger version + 1).
     """
     if {peer.store_id for peer in source.peers} != {peer.store_id for peer in target.peers}:
         raise TopologyError(f"regions {source.id} and {target.id} have peers on different stores")

@@ -1,0 +1,325 @@
+"""The embedded cluster: PD members and stores on loopback ports, over one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import attrs
+
+from tikv_embedded.bootstrap import open_state, user_bound
+from tikv_embedded.endpoint import Endpoint
+from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine
+from tikv_embedded.errors import ClusterNotRunningError, TopologyError
+from tikv_embedded.options import ClusterOptions, check_options
+from tikv_embedded.pd_keyspace_service import PdKeyspaceService
+from tikv_embedded.pd_members import PdMember, PdMembers
+from tikv_embedded.pd_service import PdService, PdState
+from tikv_embedded.region import Region, Store
+from tikv_embedded.tikv_service import TikvService, TikvState
+from tikv_embedded.topology import Topology
+from tikv_embedded.tso import TimestampOracle
+
+
+@attrs.frozen
+class _Running:
+    """What a cluster has while it runs."""
+
+    engine: Engine
+    topology: Topology
+    pd: PdState
+    pd_endpoints: list[Endpoint]
+    tikv: TikvState
+    services: dict[int, TikvService]
+    endpoints: dict[int, Endpoint]
+
+
+class EmbeddedCluster:
+    """A TiKV-compatible cluster inside this process, on real gRPC ports.
+
+    Use it as an async context manager, or call `start` and `aclose`. It lives on the event loop that started it, and its
+    methods are for that loop's thread. Replication is virtual: one engine below all stores, while Regions, peers, epochs,
+    terms and leaders behave as in TiKV. A change of them is visible through PD and all stores when its method returns, and
+    durable if the cluster is.
+
+    Args:
+        stores: TiKV stores. A data directory that has more keeps them; one that has fewer gets new, empty ones.
+        path: Data directory, made if needed; None keeps everything in memory. What was acknowledged survives a kill.
+        api_version: Storage mode: `v1`, `v1ttl` or `v2`. Fixed once a data directory is written.
+        pd_members: 1 or 3 PD servers.
+        split_keys: Raw user keys at which Regions begin (in `v2` keys of keyspace DEFAULT). A new cluster spreads the
+            Regions over its stores; an existing one is split where it is not yet.
+        host: Address to listen on.
+        pd_port: Port of the first PD member, the others follow; 0 takes free ones. Stores always take free ones.
+        keyspaces: Names of keyspaces that shall exist besides DEFAULT; `v2` alone.
+        max_peer_count: Replicas of each Region of a new cluster, as far as there are stores.
+        sync: Whether each write of a durable cluster is flushed to the disk; without, power loss may undo the last writes.
+
+    Raises:
+        OptionError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        stores: int = 3,
+        path: str | os.PathLike[str] | None = None,
+        api_version: str = "v1",
+        pd_members: int = 1,
+        split_keys: Iterable[bytes] = (),
+        host: str = "127.0.0.1",
+        pd_port: int = 0,
+        keyspaces: Iterable[str] = (),
+        max_peer_count: int = 3,
+        sync: bool = True,
+    ) -> None:
+        self._options: ClusterOptions = check_options(
+            stores=stores,
+            path=path,
+            api_version=api_version,
+            pd_members=pd_members,
+            split_keys=split_keys,
+            host=host,
+            pd_port=pd_port,
+            keyspaces=keyspaces,
+            max_peer_count=max_peer_count,
+            sync=sync,
+        )
+        self._running: _Running | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Open the data and all ports; returns once every port answers. A failed start leaves nothing behind.
+
+        Raises:
+            DataDirectoryError: the directory is locked, foreign or damaged.
+            OptionError: the directory holds a cluster of another storage mode.
+            PortInUseError: a PD port is taken.
+        """
+        if self._running is not None:
+            raise RuntimeError("the cluster runs already")
+        options = self._options
+        engine: Engine = MemoryEngine() if options.path is None else RocksEngine(options.path, sync=options.sync)
+        endpoints: list[Endpoint] = []
+        try:
+            self._running = await self._serve(engine, endpoints)
+        except BaseException:
+            await _close(engine, endpoints)
+            raise
+
+    async def aclose(self) -> None:
+        """Stop all ports and close the data; harmless when not running. Calls under way are cut off."""
+        running, self._running = self._running, None
+        if running is not None:
+            await _close(running.engine, [*running.pd_endpoints, *running.endpoints.values()])
+
+    @property
+    def url(self) -> str:
+        """`tikv://HOST:PORT[,HOST:PORT…]`, the address of all PD members, for a client."""
+        return "tikv://" + ",".join(self.pd_addresses)
+
+    @property
+    def pd_addresses(self) -> list[str]:
+        """host:port of each PD member."""
+        return [endpoint.address for endpoint in self._state.pd_endpoints]
+
+    @property
+    def store_addresses(self) -> dict[int, str]:
+        """Store id → host:port."""
+        return {store.id: store.address for store in self.stores()}
+
+    @property
+    def cluster_id(self) -> int:
+        """What every request must carry; kept in the data directory."""
+        return self._state.topology.cluster_id
+
+    def regions(self) -> list[Region]:
+        """Return all Regions, ascending by range."""
+        return self._state.topology.scan(b"", b"", 0)
+
+    def region_of(self, key: bytes) -> Region:
+        """Return the Region of a raw user key (in V2 one of keyspace DEFAULT)."""
+        return self._state.topology.find(user_bound(self._options.mode, key))
+
+    def stores(self) -> list[Store]:
+        """Return all stores, running or not, by id."""
+        return [store for _, store in sorted(self._state.topology.stores.items())]
+
+    def split(self, *keys: bytes) -> list[Region]:
+        """Split Regions at raw user keys and return the pieces, ascending; keys that are bounds already do nothing.
+
+        The rightmost piece of a Region keeps its id; leaders stay on their stores.
+        """
+        return self._state.topology.split(user_bound(self._options.mode, key) for key in keys)
+
+    def merge(self, source_id: int, target_id: int) -> Region:
+        """Merge a Region into a neighbor with peers on the same stores, and return that neighbor.
+
+        Raises:
+            TopologyError: they are not neighbors, their stores differ, or one does not exist.
+        """
+        return self._state.topology.merge(source_id, target_id)
+
+    def transfer_leader(self, region_id: int, store_id: int) -> Region:
+        """Let the Region's peer on that store lead, and return the Region.
+
+        Raises:
+            TopologyError: no such Region or peer, the peer cannot lead, or its store does not run.
+        """
+        return self._state.topology.transfer_leader(region_id, store_id)
+
+    def add_peer(
+        self,
+        region_id: int,
+        store_id: int,
+        *,
+        is_learner: bool = False,
+        is_witness: bool = False,
+        is_pending: bool = False,
+    ) -> Region:
+        """Give the Region a replica on one more store, and return the Region.
+
+        Args:
+            region_id: Which Region.
+            store_id: A store without a peer of it.
+            is_learner: The peer has no vote and never leads.
+            is_witness: The peer has a vote and no data; it answers IsWitness.
+            is_pending: The peer waits for its first snapshot; it answers RegionNotInitialized until it is removed.
+
+        Raises:
+            TopologyError: no such Region or store, or a peer is there already.
+        """
+        return self._state.topology.add_peer(
+            region_id, store_id, is_learner=is_learner, is_witness=is_witness, is_pending=is_pending
+        )
+
+    def remove_peer(self, region_id: int, store_id: int) -> Region:
+        """Take the Region's replica from that store, and return the Region; a leader hands over first.
+
+        Raises:
+            TopologyError: no such Region or peer, or no other peer could lead.
+        """
+        return self._state.topology.remove_peer(region_id, store_id)
+
+    def transfer_pd_leader(self, member: int | str) -> None:
+        """Let another PD member lead: its index in `pd_addresses`, or its name (`pd-1` and so on).
+
+        Raises:
+            TopologyError: there is no such member.
+        """
+        self._state.pd.members.transfer_leader(f"pd-{member + 1}" if isinstance(member, int) else member)
+
+    async def stop_store(self, store_id: int, *, elect: bool = True) -> None:
+        """Close the store's port: connections are refused and calls cut off. PD goes on to list the store.
+
+        Args:
+            store_id: Which store; harmless when stopped.
+            elect: Whether the Regions it leads elect another leader at once, where a majority of their peers still runs;
+                otherwise they are without service until it is back.
+
+        Raises:
+            TopologyError: there is no such store.
+        """
+        await self._endpoint(store_id).stop()
+        if elect:
+            self._state.topology.elect()
+
+    async def start_store(self, store_id: int) -> None:
+        """Open the store's port again, the same one; harmless when it runs.
+
+        Raises:
+            TopologyError: there is no such store.
+            PortInUseError: something else took the port meanwhile.
+        """
+        state, endpoint = self._state, self._endpoint(store_id)
+        if not endpoint.is_running:
+            endpoint.bind()
+            await endpoint.start(state.services[store_id].handlers())
+            _publish(state.topology, store_id, endpoint)
+            state.topology.elect()
+
+    async def add_store(self) -> Store:
+        """Add a running store without peers, and return it."""
+        state = self._state
+        (store_id,) = state.topology.allocate_ids(1)
+        endpoint = Endpoint(self._options.host)
+        endpoint.bind()
+        service = TikvService(state.tikv, store_id)
+        await endpoint.start(service.handlers())
+        state.services[store_id], state.endpoints[store_id] = service, endpoint
+        return _publish(state.topology, store_id, endpoint)
+
+    @property
+    def _state(self) -> _Running:
+        if self._running is None:
+            raise ClusterNotRunningError("the cluster does not run")
+        return self._running
+
+    def _endpoint(self, store_id: int) -> Endpoint:
+        endpoint = self._state.endpoints.get(store_id)
+        if endpoint is None:
+            raise TopologyError(f"there is no store {store_id}")
+        return endpoint
+
+    async def _serve(self, engine: Engine, started: list[Endpoint]) -> _Running:
+        """Start everything, PD last; each port is put on `started` before anything can fail behind it."""
+        options = self._options
+        topology, keyspaces = open_state(engine, options)
+        oracle = TimestampOracle(engine)
+        services: dict[int, TikvService] = {}
+        endpoints: dict[int, Endpoint] = {}
+
+        def find_service(address: str) -> TikvService | None:
+            found = (store_id for store_id, each in endpoints.items() if each.is_running and each.address == address)
+            store_id = next(found, None)
+            return None if store_id is None else services[store_id]
+
+        tikv = TikvState(options.mode, topology, engine, oracle, find_service)
+        for store_id in topology.stores:
+            services[store_id] = TikvService(tikv, store_id)
+            endpoints[store_id] = Endpoint(options.host)
+        pd_ports = [options.pd_port + index if options.pd_port else 0 for index in range(options.pd_members)]
+        pd_endpoints = [Endpoint(options.host, port) for port in pd_ports]
+        for endpoint in (*pd_endpoints, *endpoints.values()):
+            started.append(endpoint)
+            endpoint.bind()
+        for store_id, endpoint in endpoints.items():
+            await endpoint.start(services[store_id].handlers())
+            _publish(topology, store_id, endpoint)
+        topology.watch_stores(lambda store_id: endpoints[store_id].is_running)
+        topology.elect()
+        members = tuple(
+            PdMember(index, f"pd-{index}", f"http://{endpoint.address}")
+            for index, endpoint in enumerate(pd_endpoints, 1)
+        )
+        pd = PdState(options.mode, topology, oracle, keyspaces, PdMembers(members, members[0]))
+        for member, endpoint in zip(members, pd_endpoints, strict=True):
+            await endpoint.start([*PdService(pd, member).handlers(), *PdKeyspaceService(pd, member).handlers()])
+        return _Running(engine, topology, pd, pd_endpoints, tikv, services, endpoints)
+
+
+def _publish(topology: Topology, store_id: int, endpoint: Endpoint) -> Store:
+    """Tell PD where the store listens, and since when."""
+    known = topology.stores.get(store_id) or Store(store_id, "")
+    store = attrs.evolve(known, address=endpoint.address, start_timestamp=int(time.time()))
+    topology.put_store(store)
+    return store
+
+
+async def _close(engine: Engine, endpoints: Iterable[Endpoint]) -> None:
+    try:
+        await asyncio.gather(*(endpoint.stop() for endpoint in endpoints))
+    finally:
+        engine.close()

@@ -1,0 +1,82 @@
+"""A gRPC server on one port, which can be stopped and started again."""
+
+from __future__ import annotations
+
+import socket
+
+import grpc.aio
+
+from tikv_embedded.errors import PortInUseError
+from tikv_embedded.health import health_handlers
+from tikv_embedded.rpc_handlers import Handler, generic_handlers
+
+_OPTIONS = (
+    # TiKV limits neither side; grpcio would refuse requests above 4 MiB.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Otherwise two servers share a port silently, and each gets some of the connections.
+    ("grpc.so_reuseport", 0),
+)
+
+
+class Endpoint:
+    """One port: bound first, so that its number is known, then served. It can be stopped and started again.
+
+    Args:
+        host: Address to listen on.
+        port: 0 takes a free one when first bound; later it is the same one again.
+    """
+
+    def __init__(self, host: str, port: int = 0) -> None:
+        self._host = host
+        self._server: grpc.aio.Server | None = None
+        self.port = port
+        self.is_running = False
+        """Whether calls are answered."""
+
+    @property
+    def address(self) -> str:
+        """host:port, with the brackets of an IPv6 host."""
+        return f"[{self._host}]:{self.port}" if ":" in self._host else f"{self._host}:{self.port}"
+
+    def bind(self) -> None:
+        """Take the port.
+
+        Raises:
+            PortInUseError: something else listens there, or the address is not of this machine.
+        """
+        _probe(self._host, self.port)
+        server = grpc.aio.server(options=_OPTIONS)
+        try:
+            self.port = server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise PortInUseError(f"cannot listen on {self.address}") from error
+        self._server = server
+
+    async def start(self, handlers: list[Handler]) -> None:
+        """Answer calls with `handlers`, and with the health service; the port is bound already."""
+        assert self._server is not None
+        self._server.add_generic_rpc_handlers(generic_handlers([*handlers, *health_handlers()]))
+        await self._server.start()
+        self.is_running = True
+
+    async def stop(self) -> None:
+        """Refuse connections and cut the calls that are under way; harmless when stopped."""
+        server, self._server = self._server, None
+        self.is_running = False
+        if server is not None:
+            await server.stop(grace=None)
+
+
+def _probe(host: str, port: int) -> None:
+    """Find a busy port out first: gRPC would also write a page about it to stderr."""
+    if not port:
+        return
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            probe.listen()
+        except OSError as error:
+            raise PortInUseError(f"cannot listen on {host}:{port}: {error.strerror}") from error

@@ -1,0 +1,45 @@
+"""What a store tells its clients about its health, on BatchCommands streams and when asked."""
+
+from __future__ import annotations
+
+import time
+
+from tikv_proto import kvrpcpb
+
+INTERVAL = 1.0
+"""Seconds between two unasked reports on one stream (TiKV: health-feedback-interval)."""
+HEALTHY = 1
+"""Slow score of a store that is well; the worst is 100."""
+
+
+class HealthReporter:
+    """Numbers the reports of one store.
+
+    Args:
+        store_id: Whose health it is.
+    """
+
+    def __init__(self, store_id: int) -> None:
+        self._store_id = store_id
+        self._sequence = time.time_ns() // 1_000_000
+
+    def report(self) -> kvrpcpb.HealthFeedback:
+        """Return a report; its number is greater than all before, over restarts too, since it counts from the boot time in ms."""
+        self._sequence += 1
+        return kvrpcpb.HealthFeedback(store_id=self._store_id, feedback_seq_no=self._sequence, slow_score=HEALTHY)
+
+
+class CpuLoad:
+    """How busy this process was lately, as TiKV counts its gRPC threads: 100 is one core."""
+
+    def __init__(self) -> None:
+        self._wall = time.monotonic()
+        self._cpu = time.process_time()
+        self.percent = 0
+
+    def refresh(self, now: float) -> None:
+        """Measure again, over the time since the last call; `now` is `time.monotonic()`."""
+        cpu = time.process_time()
+        if now > self._wall:
+            self.percent = round(100 * (cpu - self._cpu) / (now - self._wall))
+        self._wall, self._cpu = now, cpu

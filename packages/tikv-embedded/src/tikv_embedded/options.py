@@ -1,0 +1,88 @@
+"""What can be chosen about an embedded cluster, checked before anything is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import attrs
+
+from tikv_embedded.api_mode import ApiMode
+from tikv_embedded.errors import OptionError
+
+MAX_STORES = 100
+"""More would be no cluster for one process."""
+
+
+@attrs.frozen(kw_only=True)
+class ClusterOptions:
+    """Options of `EmbeddedCluster`, which documents them; here they have the right types and ranges."""
+
+    stores: int
+    path: Path | None
+    mode: ApiMode
+    pd_members: int
+    split_keys: tuple[bytes, ...]
+    host: str
+    pd_port: int
+    keyspaces: tuple[str, ...]
+    max_peer_count: int
+    sync: bool
+
+
+def check_options(
+    *,
+    stores: int,
+    path: str | os.PathLike[str] | None,
+    api_version: str,
+    pd_members: int,
+    split_keys: Iterable[bytes],
+    host: str,
+    pd_port: int,
+    keyspaces: Iterable[str],
+    max_peer_count: int,
+    sync: bool,
+) -> ClusterOptions:
+    """Return the options as values.
+
+    Raises:
+        OptionError: one of them is out of range or of the wrong type, or two contradict each other.
+    """
+    _check_int("stores", stores, 1, MAX_STORES)
+    _check_int("max_peer_count", max_peer_count, 1, MAX_STORES)
+    _check_int("pd_port", pd_port, 0, 65535)
+    if pd_members not in (1, 3):
+        raise OptionError(f"pd_members must be 1 or 3, not {pd_members!r}")
+    if pd_port + pd_members > 65536:
+        raise OptionError(f"{pd_members} PD members do not fit behind port {pd_port}")
+    modes = {mode.value: mode for mode in ApiMode}
+    if api_version not in modes:
+        raise OptionError(f"api_version must be one of {', '.join(modes)}, not {api_version!r}")
+    if isinstance(split_keys, (str, bytes)) or isinstance(keyspaces, (str, bytes)):
+        raise OptionError("split_keys and keyspaces are collections, not one string")
+    keys, names = tuple(split_keys), tuple(keyspaces)
+    for key in keys:
+        if not isinstance(key, bytes) or not key:
+            raise OptionError(f"a split key must be non-empty bytes, not {key!r}")
+    if names and modes[api_version] is not ApiMode.V2:
+        raise OptionError("keyspaces need api_version='v2'")
+    if not isinstance(host, str) or not host:
+        raise OptionError(f"host must be an address to listen on, not {host!r}")
+    return ClusterOptions(
+        stores=stores,
+        path=None if path is None else Path(path),
+        mode=modes[api_version],
+        pd_members=pd_members,
+        split_keys=keys,
+        host=host,
+        pd_port=pd_port,
+        keyspaces=names,
+        max_peer_count=max_peer_count,
+        sync=sync,
+    )
+
+
+def _check_int(name: str, value: int, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise OptionError(f"{name} must be an integer from {least} to {most}, not {value!r}")

@@ -1,0 +1,274 @@
+"""The PD service of one member: members, timestamps, ids, Regions, stores and their scheduling.
+
+All members share one state, so a member differs from the next only in its name and in whether it leads. The cluster is
+bootstrapped before the first port opens; nothing ever answers NOT_BOOTSTRAPPED.
+Source: tikv/pd server/grpc_service.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import attrs
+import grpc
+from google.protobuf.message import Message
+from tikv_proto import metapb, pdpb
+from tikv_proto.services import PD, Rpc
+
+from tikv_embedded import pd_regions
+from tikv_embedded.api_mode import ApiMode
+from tikv_embedded.keyspaces import Keyspaces
+from tikv_embedded.meta import store_to_pb
+from tikv_embedded.pd_header import error_header, header
+from tikv_embedded.pd_members import PdMember, PdMembers, Refusal
+from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
+from tikv_embedded.topology import Topology
+from tikv_embedded.tso import TimestampOracle
+
+Req = TypeVar("Req", bound=Message)
+Resp = TypeVar("Resp", bound=Message)
+
+
+@attrs.frozen
+class PdState:
+    """What the members of one cluster share."""
+
+    mode: ApiMode
+    topology: Topology
+    oracle: TimestampOracle
+    keyspaces: Keyspaces
+    members: PdMembers
+
+    @property
+    def header(self) -> pdpb.ResponseHeader:
+        """The header of an answer without an error."""
+        return header(self.topology.cluster_id)
+
+    def error(self, kind: pdpb.ErrorType, message: str) -> pdpb.ResponseHeader:
+        """Return the header of a refusal."""
+        return error_header(self.topology.cluster_id, kind, message)
+
+    def admit(
+        self, member: PdMember, request: Any, context: ServicerContext, *, follower_may: bool = False
+    ) -> PdMember | Refusal:
+        """Decide in whose role to answer a call; see `PdMembers.admit`."""
+        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        own, asked = self.topology.cluster_id, request.header.cluster_id
+        return self.members.admit(member, own, asked, metadata, follower_may=follower_may)
+
+
+def guarded(
+    state: PdState,
+    member: PdMember,
+    rpc: Rpc[Req, Resp],
+    answer: Callable[[Req, bool], Resp],
+    *,
+    follower_may: bool = False,
+) -> Handler:
+    """Return a handler that answers as `answer(request, is_follower)` once the call is admitted."""
+
+    async def handle(request: Req, context: ServicerContext) -> Resp:
+        role = state.admit(member, request, context, follower_may=follower_may)
+        if isinstance(role, Refusal):
+            await context.abort(role.code, role.details)
+        return answer(request, role != state.members.leader)
+
+    return unary(rpc, handle)
+
+
+class PdService:
+    """Handlers of one PD member.
+
+    Args:
+        state: Shared with the other members.
+        member: Which of them this is.
+    """
+
+    def __init__(self, state: PdState, member: PdMember) -> None:
+        self._state = state
+        self._member = member
+        self._topology = state.topology
+
+    def handlers(self) -> list[Handler]:
+        """Return what this member answers; other RPCs of PD are UNIMPLEMENTED."""
+        return [
+            unary(PD.GetMembers, self._get_members),
+            unary(PD.GetClusterInfo, self._get_cluster_info),
+            stream(PD.Tso, self._tso),
+            stream(PD.QueryRegion, self._query_region),
+            self._guarded(PD.IsBootstrapped, self._is_bootstrapped),
+            self._guarded(PD.AllocID, self._alloc_id),
+            self._guarded(PD.GetMinTS, self._get_min_ts),
+            self._guarded(PD.GetStore, self._get_store),
+            self._guarded(PD.GetAllStores, self._get_all_stores),
+            self._guarded(PD.GetClusterConfig, self._get_cluster_config),
+            self._guarded(PD.PutClusterConfig, self._put_cluster_config),
+            self._guarded(PD.SplitRegions, self._split_regions),
+            self._guarded(PD.SplitAndScatterRegions, self._split_and_scatter_regions),
+            self._guarded(PD.ScatterRegion, self._scatter_region),
+            self._guarded(PD.GetOperator, self._get_operator),
+            self._guarded(PD.GetRegion, self._get_region, follower_may=True),
+            self._guarded(PD.GetPrevRegion, self._get_prev_region, follower_may=True),
+            self._guarded(PD.GetRegionByID, self._get_region_by_id, follower_may=True),
+            self._guarded(PD.ScanRegions, self._scan_regions, follower_may=True),
+            self._guarded(PD.BatchScanRegions, self._batch_scan_regions, follower_may=True),
+        ]
+
+    def _guarded(
+        self, rpc: Rpc[Req, Resp], answer: Callable[[Req, bool], Resp], *, follower_may: bool = False
+    ) -> Handler:
+        return guarded(self._state, self._member, rpc, answer, follower_may=follower_may)
+
+    async def _get_members(
+        self, _request: pdpb.GetMembersRequest, _context: ServicerContext
+    ) -> pdpb.GetMembersResponse:
+        """Answered by every member, to callers that do not know the cluster id yet."""
+        members = self._state.members
+        leader = members.leader.to_pb()
+        return pdpb.GetMembersResponse(
+            header=self._state.header,
+            members=[member.to_pb() for member in members.members],
+            leader=leader,
+            etcd_leader=leader,
+        )
+
+    async def _get_cluster_info(
+        self, _request: pdpb.GetClusterInfoRequest, _context: ServicerContext
+    ) -> pdpb.GetClusterInfoResponse:
+        return pdpb.GetClusterInfoResponse(header=self._state.header, serviceModes=[pdpb.ServiceMode.PD_SVC_MODE])
+
+    async def _tso(
+        self, requests: AsyncIterator[pdpb.TsoRequest], context: ServicerContext
+    ) -> AsyncIterator[pdpb.TsoResponse]:
+        async for request in requests:
+            role = self._state.admit(self._member, request, context)
+            if isinstance(role, Refusal):
+                # PD reports the loss of leadership on this stream as UNKNOWN, unlike everywhere else.
+                await context.abort(*_tso_refusal(role))
+            try:
+                physical, logical = self._state.oracle.allocate(request.count)
+            except ValueError as error:
+                await context.abort(grpc.StatusCode.UNKNOWN, f"generate timestamp failed, {error}")
+            yield pdpb.TsoResponse(
+                header=self._state.header,
+                count=request.count,
+                timestamp=pdpb.Timestamp(physical=physical, logical=logical),
+            )
+
+    async def _query_region(
+        self, requests: AsyncIterator[pdpb.QueryRegionRequest], context: ServicerContext
+    ) -> AsyncIterator[pdpb.QueryRegionResponse]:
+        """Every member answers this one, whatever the metadata say."""
+        async for request in requests:
+            role = self._state.admit(self._state.members.leader, request, context)
+            if isinstance(role, Refusal):
+                await context.abort(role.code, role.details)
+            yield pd_regions.query_region(self._topology, request)
+
+    def _is_bootstrapped(self, _request: pdpb.IsBootstrappedRequest, _follower: bool) -> pdpb.IsBootstrappedResponse:
+        return pdpb.IsBootstrappedResponse(header=self._state.header, bootstrapped=True)
+
+    def _alloc_id(self, request: pdpb.AllocIDRequest, _follower: bool) -> pdpb.AllocIDResponse:
+        count = request.count or 1
+        ids = self._topology.allocate_ids(count)
+        return pdpb.AllocIDResponse(header=self._state.header, id=ids[-1], count=count if count > 1 else 0)
+
+    def _get_min_ts(self, _request: pdpb.GetMinTSRequest, _follower: bool) -> pdpb.GetMinTSResponse:
+        physical, logical = self._state.oracle.allocate(1)
+        timestamp = pdpb.Timestamp(physical=physical, logical=logical)
+        return pdpb.GetMinTSResponse(header=self._state.header, timestamp=timestamp)
+
+    def _get_store(self, request: pdpb.GetStoreRequest, _follower: bool) -> pdpb.GetStoreResponse:
+        count = sum(region.peer_on(request.store_id) is not None for region in self._topology.regions.values())
+        return pd_regions.get_store(self._topology, request.store_id, count)
+
+    def _get_all_stores(self, _request: pdpb.GetAllStoresRequest, _follower: bool) -> pdpb.GetAllStoresResponse:
+        return pdpb.GetAllStoresResponse(
+            header=self._state.header, stores=map(store_to_pb, self._topology.stores.values())
+        )
+
+    def _get_cluster_config(
+        self, _request: pdpb.GetClusterConfigRequest, _follower: bool
+    ) -> pdpb.GetClusterConfigResponse:
+        cluster = metapb.Cluster(id=self._topology.cluster_id, max_peer_count=self._topology.max_peer_count)
+        return pdpb.GetClusterConfigResponse(header=self._state.header, cluster=cluster)
+
+    def _put_cluster_config(
+        self, request: pdpb.PutClusterConfigRequest, _follower: bool
+    ) -> pdpb.PutClusterConfigResponse:
+        if request.cluster.id != self._topology.cluster_id:
+            message = f"invalid cluster {request.cluster.id}, mismatch cluster id {self._topology.cluster_id}"
+            return pdpb.PutClusterConfigResponse(header=self._state.error(pdpb.ErrorType.UNKNOWN, message))
+        self._topology.set_max_peer_count(request.cluster.max_peer_count)
+        return pdpb.PutClusterConfigResponse(header=self._state.header)
+
+    def _split_regions(self, request: pdpb.SplitRegionsRequest, _follower: bool) -> pdpb.SplitRegionsResponse:
+        percentage, ids = pd_regions.split_regions(self._topology, request.split_keys)
+        return pdpb.SplitRegionsResponse(header=self._state.header, finished_percentage=percentage, regions_id=ids)
+
+    def _split_and_scatter_regions(
+        self, request: pdpb.SplitAndScatterRegionsRequest, _follower: bool
+    ) -> pdpb.SplitAndScatterRegionsResponse:
+        percentage, ids = pd_regions.split_regions(self._topology, request.split_keys)
+        self._topology.balance_leaders(ids)
+        return pdpb.SplitAndScatterRegionsResponse(
+            header=self._state.header,
+            split_finished_percentage=percentage,
+            scatter_finished_percentage=100,
+            regions_id=ids,
+        )
+
+    def _scatter_region(self, request: pdpb.ScatterRegionRequest, _follower: bool) -> pdpb.ScatterRegionResponse:
+        """Leaders move at once, so that there is nothing to wait for; peers stay where they are."""
+        known = self._topology.regions
+        if not request.regions_id:
+            if request.region_id not in known:
+                message = f"region {request.region_id} not found"
+                return pdpb.ScatterRegionResponse(header=self._state.error(pdpb.ErrorType.REGION_NOT_FOUND, message))
+            self._topology.balance_leaders([request.region_id])
+            return pdpb.ScatterRegionResponse(header=self._state.header, finished_percentage=100)
+        self._topology.balance_leaders(request.regions_id)
+        failed = [region_id for region_id in request.regions_id if region_id not in known]
+        percentage = 100 - 100 * len(failed) // len(request.regions_id)
+        return pdpb.ScatterRegionResponse(
+            header=self._state.header, finished_percentage=percentage, failed_regions_id=failed
+        )
+
+    def _get_operator(self, request: pdpb.GetOperatorRequest, _follower: bool) -> pdpb.GetOperatorResponse:
+        """Whatever was asked for is done already."""
+        if request.region_id not in self._topology.regions:
+            return pdpb.GetOperatorResponse(header=self._state.error(pdpb.ErrorType.REGION_NOT_FOUND, "Not Found"))
+        return pdpb.GetOperatorResponse(
+            header=self._state.header,
+            region_id=request.region_id,
+            desc=b"scatter-region",
+            status=pdpb.OperatorStatus.SUCCESS,
+            kind=b"leader,region",
+        )
+
+    def _get_region(self, request: pdpb.GetRegionRequest, follower: bool) -> pdpb.GetRegionResponse:
+        return self._region(self._topology.find(request.region_key), follower)
+
+    def _get_prev_region(self, request: pdpb.GetRegionRequest, follower: bool) -> pdpb.GetRegionResponse:
+        return self._region(self._topology.previous(request.region_key), follower)
+
+    def _get_region_by_id(self, request: pdpb.GetRegionByIDRequest, follower: bool) -> pdpb.GetRegionResponse:
+        return self._region(self._topology.regions.get(request.region_id), follower)
+
+    def _region(self, region: Any, follower: bool) -> pdpb.GetRegionResponse:
+        return pd_regions.region_response(region, self._topology.cluster_id, is_follower=follower)
+
+    def _scan_regions(self, request: pdpb.ScanRegionsRequest, _follower: bool) -> pdpb.ScanRegionsResponse:
+        return pd_regions.scan_regions(self._topology, request)
+
+    def _batch_scan_regions(
+        self, request: pdpb.BatchScanRegionsRequest, _follower: bool
+    ) -> pdpb.BatchScanRegionsResponse:
+        return pd_regions.batch_scan_regions(self._topology, request)
+
+
+def _tso_refusal(refusal: Refusal) -> tuple[grpc.StatusCode, str]:
+    if refusal.code is grpc.StatusCode.UNAVAILABLE:
+        return grpc.StatusCode.UNKNOWN, "generate timestamp failed, requested pd is not leader of cluster"
+    return refusal.code, refusal.details
