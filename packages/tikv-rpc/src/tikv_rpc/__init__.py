@@ -1,1 +1,22 @@
-"""The request engine of TiKV clients: connections, BatchCommands, retries, plans."""
+"""The request engine of TiKV clients: connections to stores, BatchCommands, retries, and plans over Regions.
+
+A client of a layer above opens an `RpcClient`, composes plans once, and for each user call executes one with a `Call`.
+"""
+
+from tikv_rpc.batch import BatchStats as BatchStats
+from tikv_rpc.call import Call as Call
+from tikv_rpc.client import RpcClient as RpcClient
+from tikv_rpc.config import RpcConfig as RpcConfig
+from tikv_rpc.plan import (
+    AtEdge as AtEdge,
+    AtKey as AtKey,
+    Dispatch as Dispatch,
+    Edge as Edge,
+    FanOut as FanOut,
+    Merge as Merge,
+    Plan as Plan,
+    RetryRegion as RetryRegion,
+    Settle as Settle,
+)
+from tikv_rpc.request import Effect as Effect, Request as Request
+from tikv_rpc.work import KeyWork as KeyWork, RangeWork as RangeWork

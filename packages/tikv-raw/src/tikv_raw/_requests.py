@@ -1,0 +1,237 @@
+"""Lowering: arguments to requests, answers to results. No I/O, no retries.
+
+Keys are encoded here and nowhere else; the default column family has no name on the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import xor
+from typing import Protocol
+
+import attrs
+from tikv_proto import kvrpcpb, services
+from tikv_region import KeyCodec, KeyRange
+from tikv_rpc import Edge, Effect, KeyWork, RangeWork, Request
+
+from tikv_raw.errors import RawError
+
+# Bytes a pair adds to a request besides its key and value: tags, lengths, a TTL.
+_PAIR_OVERHEAD = 16
+
+
+@attrs.frozen
+class CasResult:
+    """What a compare-and-swap found and did."""
+
+    swapped: bool
+    """Whether the value was written."""
+    previous: bytes | None
+    """The value found, None when the key was missing."""
+
+
+@attrs.frozen
+class Checksum:
+    """A checksum over pairs, independent of their order. Source: kvrpcpb.RawChecksumResponse."""
+
+    crc64_xor: int
+    """CRC-64 (XZ) of key then value of each pair, all xor-ed. Under API v2 a key has its 4-byte prefix."""
+    total_kvs: int
+    """Number of pairs."""
+    total_bytes: int
+    """Bytes of keys and values. Under API v2 a key has its 4-byte prefix."""
+
+
+@attrs.frozen
+class Page:
+    """A stretch of a scan."""
+
+    pairs: list[tuple[bytes, bytes]]
+    """Its pairs, in the order of the scan."""
+    rest: KeyRange | None
+    """What remains of the range after it; None when nothing does."""
+
+
+@attrs.frozen
+class RawRequests:
+    """Makes the requests of one client."""
+
+    codec: KeyCodec
+    atomic: bool
+
+    def get(self, key: bytes, cf: str) -> Request[kvrpcpb.RawGetResponse]:
+        """Read one key."""
+        return Request(services.Tikv.RawGet, kvrpcpb.RawGetRequest(key=self.codec.encode_key(key), cf=cf), Effect.READ)
+
+    def ttl(self, key: bytes, cf: str) -> Request[kvrpcpb.RawGetKeyTTLResponse]:
+        """Read the TTL of one key."""
+        message = kvrpcpb.RawGetKeyTTLRequest(key=self.codec.encode_key(key), cf=cf)
+        return Request(services.Tikv.RawGetKeyTTL, message, Effect.READ)
+
+    def put(self, key: bytes, value: bytes, ttl: int, cf: str) -> Request[kvrpcpb.RawPutResponse]:
+        """Write one pair."""
+        message = kvrpcpb.RawPutRequest(
+            key=self.codec.encode_key(key), value=value, ttl=ttl, cf=cf, for_cas=self.atomic
+        )
+        return Request(services.Tikv.RawPut, message, Effect.WRITE)
+
+    def delete(self, key: bytes, cf: str) -> Request[kvrpcpb.RawDeleteResponse]:
+        """Remove one key."""
+        message = kvrpcpb.RawDeleteRequest(key=self.codec.encode_key(key), cf=cf, for_cas=self.atomic)
+        return Request(services.Tikv.RawDelete, message, Effect.WRITE)
+
+    def compare_and_swap(
+        self, key: bytes, expected: bytes | None, value: bytes, ttl: int, cf: str
+    ) -> Request[kvrpcpb.RawCASResponse]:
+        """Write one pair if the key holds the expected value."""
+        message = kvrpcpb.RawCASRequest(
+            key=self.codec.encode_key(key),
+            value=value,
+            previous_not_exist=expected is None,
+            previous_value=expected or b"",
+            ttl=ttl,
+            cf=cf,
+        )
+        return Request(services.Tikv.RawCompareAndSwap, message, Effect.ONCE)
+
+    def batch_get(
+        self, keys: Sequence[bytes], cf: str, max_keys: int, max_bytes: int
+    ) -> KeyWork[kvrpcpb.RawBatchGetResponse]:
+        """Read many keys."""
+        encode = self.codec.encode_key
+
+        def build(part: Sequence[int]) -> Request[kvrpcpb.RawBatchGetResponse]:
+            message = kvrpcpb.RawBatchGetRequest(keys=[encode(keys[position]) for position in part], cf=cf)
+            return Request(services.Tikv.RawBatchGet, message, Effect.READ)
+
+        return KeyWork(keys, build, max_keys, max_bytes, lambda position: len(keys[position]) + _PAIR_OVERHEAD)
+
+    def batch_put(
+        self, keys: Sequence[bytes], values: Sequence[bytes], ttl: int, cf: str, max_keys: int, max_bytes: int
+    ) -> KeyWork[kvrpcpb.RawBatchPutResponse]:
+        """Write many pairs."""
+        encode = self.codec.encode_key
+
+        def build(part: Sequence[int]) -> Request[kvrpcpb.RawBatchPutResponse]:
+            message = kvrpcpb.RawBatchPutRequest(
+                pairs=[kvrpcpb.KvPair(key=encode(keys[position]), value=values[position]) for position in part],
+                ttls=[ttl] if ttl else [],
+                cf=cf,
+                for_cas=self.atomic,
+            )
+            return Request(services.Tikv.RawBatchPut, message, Effect.WRITE)
+
+        def size(position: int) -> int:
+            return len(keys[position]) + len(values[position]) + _PAIR_OVERHEAD
+
+        return KeyWork(keys, build, max_keys, max_bytes, size)
+
+    def batch_delete(
+        self, keys: Sequence[bytes], cf: str, max_keys: int, max_bytes: int
+    ) -> KeyWork[kvrpcpb.RawBatchDeleteResponse]:
+        """Remove many keys."""
+        encode = self.codec.encode_key
+
+        def build(part: Sequence[int]) -> Request[kvrpcpb.RawBatchDeleteResponse]:
+            message = kvrpcpb.RawBatchDeleteRequest(
+                keys=[encode(keys[position]) for position in part], cf=cf, for_cas=self.atomic
+            )
+            return Request(services.Tikv.RawBatchDelete, message, Effect.WRITE)
+
+        return KeyWork(keys, build, max_keys, max_bytes, lambda position: len(keys[position]) + _PAIR_OVERHEAD)
+
+    def delete_range(self, key_range: KeyRange, cf: str) -> RangeWork[kvrpcpb.RawDeleteRangeResponse]:
+        """Remove every key of a range."""
+
+        def build(part: KeyRange) -> Request[kvrpcpb.RawDeleteRangeResponse]:
+            start, end = self.codec.encode_range(part.start, part.end)
+            message = kvrpcpb.RawDeleteRangeRequest(start_key=start, end_key=end, cf=cf)
+            return Request(services.Tikv.RawDeleteRange, message, Effect.WRITE)
+
+        return RangeWork(key_range, build)
+
+    def checksum(self, key_range: KeyRange) -> RangeWork[kvrpcpb.RawChecksumResponse]:
+        """Compute a checksum over a range."""
+
+        def build(part: KeyRange) -> Request[kvrpcpb.RawChecksumResponse]:
+            start, end = self.codec.encode_range(part.start, part.end)
+            message = kvrpcpb.RawChecksumRequest(
+                algorithm=kvrpcpb.ChecksumAlgorithm.Crc64_Xor,
+                ranges=[kvrpcpb.KeyRange(start_key=start, end_key=end)],
+            )
+            return Request(services.Tikv.RawChecksum, message, Effect.READ)
+
+        return RangeWork(key_range, build)
+
+    def scan(
+        self, key_range: KeyRange, limit: int, *, reverse: bool, key_only: bool, cf: str
+    ) -> Edge[kvrpcpb.RawScanResponse]:
+        """Read the first pairs of a range in the order of the scan, as far as one Region holds them."""
+
+        def build(part: KeyRange) -> Request[kvrpcpb.RawScanResponse]:
+            lower, upper = self.codec.encode_range(part.start, part.end)
+            # On the wire start_key is where the scan starts: the upper, exclusive bound of a reverse one.
+            message = kvrpcpb.RawScanRequest(
+                start_key=upper if reverse else lower,
+                end_key=lower if reverse else upper,
+                limit=limit,
+                key_only=key_only,
+                reverse=reverse,
+                cf=cf,
+            )
+            return Request(services.Tikv.RawScan, message, Effect.READ)
+
+        return Edge(key_range, at_end=reverse, request=build)
+
+    def pairs(self, operation: str, pairs: Iterable[kvrpcpb.KvPair]) -> list[tuple[bytes, bytes]]:
+        """Return answered pairs with the keys that users know.
+
+        Raises:
+            RawError: the store reports a failure in place of a pair.
+        """
+        decode = self.codec.decode_key
+        result = []
+        for pair in pairs:
+            if pair.HasField("error"):
+                raise RawError(operation, pair.error.abort or str(pair.error).strip())
+            result.append((decode(pair.key), pair.value))
+        return result
+
+    def page(
+        self, covered: KeyRange, response: kvrpcpb.RawScanResponse, asked: KeyRange, limit: int, *, reverse: bool
+    ) -> Page:
+        """Return a page of a scan: what the Region at the edge of `asked` holds, up to `limit` pairs."""
+        pairs = self.pairs("scan", response.kvs)
+        if len(pairs) < limit:
+            # The Region holds no more; go on at its far border, which is empty where the key space ends.
+            border = covered.start if reverse else covered.end
+        else:
+            border = pairs[-1][0] if reverse else pairs[-1][0] + b"\0"
+        if not border:
+            return Page(pairs, None)
+        rest = KeyRange(asked.start, border) if reverse else KeyRange(border, asked.end)
+        return Page(pairs, None if rest.is_empty else rest)
+
+
+class _Refusable(Protocol):
+    @property
+    def error(self) -> str: ...
+
+
+def accept(operation: str, response: _Refusable) -> None:
+    """Raise RawError when the store refused."""
+    if response.error:
+        raise RawError(operation, response.error)
+
+
+def merge_checksums(answers: Iterable[tuple[KeyRange, kvrpcpb.RawChecksumResponse]]) -> Checksum:
+    """Return the checksum of all parts together."""
+    responses = [response for _, response in answers]
+    for response in responses:
+        accept("checksum", response)
+    return Checksum(
+        reduce(xor, (response.checksum for response in responses), 0),
+        sum(response.total_kvs for response in responses),
+        sum(response.total_bytes for response in responses),
+    )

@@ -1,0 +1,40 @@
+"""Options of the raw client, composed of those of each layer."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import attrs
+from attrs import validators
+from tikv_pd import PdConfig
+from tikv_pd.config import positive
+from tikv_region import RegionConfig
+from tikv_rpc import RpcConfig
+
+ApiVersion: TypeAlias = Literal["v1", "v1ttl", "v2"]
+"""The cluster's `storage.api-version`: `v1`, `v1ttl` (V1 with `storage.enable-ttl`) or `v2`."""
+
+
+@attrs.frozen(kw_only=True)
+class RawConfig:
+    """How the raw client works. Durations in seconds."""
+
+    timeout: float = attrs.field(default=30.0, validator=[validators.instance_of((int, float)), positive])
+    """What a call may take in all, with every retry, unless it says otherwise. For a scan: what each page may take."""
+    atomic: bool = attrs.field(default=False, validator=validators.instance_of(bool))
+    """Whether plain writes are ordered with `compare_and_swap`; slower, and needed only for keys written both ways.
+
+    All writers of such keys must agree on it. Source: client-go SetAtomicForCAS.
+    """
+    batch_keys: int = attrs.field(default=1024, validator=[validators.instance_of(int), positive])
+    """Keys in one batch request at most."""
+    batch_bytes: int = attrs.field(default=1 << 20, validator=[validators.instance_of(int), positive])
+    """Bytes of keys and values after which a batch request is closed; one larger pair still travels, alone."""
+    scan_page: int = attrs.field(default=1024, validator=[validators.instance_of(int), positive])
+    """Pairs fetched at once by a scan. Client-go's limit for one request is 10,240."""
+    pd: PdConfig = attrs.field(factory=PdConfig)
+    """Talking to PD."""
+    region: RegionConfig = attrs.field(factory=RegionConfig)
+    """Remembering Regions."""
+    rpc: RpcConfig = attrs.field(factory=RpcConfig)
+    """Talking to stores."""

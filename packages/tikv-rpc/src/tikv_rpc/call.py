@@ -1,0 +1,63 @@
+"""What one operation carries through its plans: its deadline, its waits, and a write that may have been applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from tikv_pd import Backoffer, BackoffKind, Deadline
+from tikv_pd.backoff import REGION_SCHEDULING
+from tikv_pd.errors import RpcError
+
+FREE_RETRIES: Final = 8
+"""Retries an operation makes without any wait. Two stores that each name the other as leader would else spin."""
+
+
+class Call:
+    """One operation under way.
+
+    A plain slotted class: one is made for each call, on the hot path.
+    """
+
+    __slots__ = ("backoffer", "deadline", "lost", "operation", "unwaited")
+
+    def __init__(self, operation: str, timeout: float, now: Callable[[], float], budget: float) -> None:
+        self.operation = operation
+        """Its name, for errors."""
+        self.deadline = Deadline(operation, timeout, now)
+        """When it must have ended."""
+        self.backoffer = Backoffer(self.deadline, budget=budget)
+        """Its waits."""
+        self.lost: RpcError | None = None
+        """The failure that hid the outcome of a write attempt, if one did."""
+        self.unwaited = 0
+        """Retries made without a wait."""
+
+    async def pause(self, kind: BackoffKind | None, cause: BaseException) -> None:
+        """Wait as `kind` says before the next attempt; with None not at all, unless that happened too often.
+
+        Raises:
+            DeadlineExceeded, BackoffExceeded: from `cause`; see `Backoffer.backoff`.
+        """
+        if kind is None:
+            self.unwaited += 1
+            if self.unwaited <= FREE_RETRIES:
+                self.deadline.check(cause)
+                return
+        await self.backoffer.backoff(kind or REGION_SCHEDULING, cause)
+
+    def fork(self) -> Call:
+        """Return a call for a parallel branch of this one."""
+        branch = Call.__new__(Call)
+        branch.operation = self.operation
+        branch.deadline = self.deadline
+        branch.backoffer = self.backoffer.fork()
+        branch.lost = None
+        branch.unwaited = self.unwaited
+        return branch
+
+    def join(self, branches: Iterable[Call]) -> None:
+        """Take over what parallel branches went through."""
+        ended = list(branches)
+        self.backoffer.join([branch.backoffer for branch in ended])
+        self.lost = next((branch.lost for branch in ended if branch.lost is not None), self.lost)

@@ -1,0 +1,135 @@
+"""The stores of a cluster, and the way to a Region's leader."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import anyio
+from tikv_pd import ClosedError
+from tikv_pd.errors import RpcError
+from tikv_pd.lowlevel import Transport
+from tikv_region import KeyCodec, RegionCache, RegionEntry
+
+from tikv_rpc.batch import BatchStats
+from tikv_rpc.call import Call
+from tikv_rpc.config import RpcConfig
+from tikv_rpc.request import context_field
+from tikv_rpc.store import StoreClient
+
+
+class Route:
+    """The way to the leader of a Region: built when first needed, kept on the Region's entry."""
+
+    __slots__ = ("context", "store")
+
+    def __init__(self, store: StoreClient, context: bytes) -> None:
+        self.store = store
+        """The leader's store."""
+        self.context = context
+        """The Context of requests to it, as bytes."""
+
+
+class RpcClient:
+    """Connections to the stores of one cluster. Use inside `async with`: the connections' tasks live in it.
+
+    Args:
+        cache: Knows the Regions; shared with the plans built on this client.
+        codec: The key codec of the cache.
+        cluster_id: Which cluster; stores refuse requests for another.
+        transport: Makes connections.
+        config: Limits.
+    """
+
+    def __init__(
+        self,
+        cache: RegionCache,
+        codec: KeyCodec,
+        cluster_id: int,
+        transport: Transport,
+        config: RpcConfig | None = None,
+    ) -> None:
+        self.cache = cache
+        """Knows the Regions."""
+        self.config = config if config is not None else RpcConfig()
+        """Limits."""
+        self.closed = True
+        """Whether it cannot send, being closed or not opened yet."""
+        self._codec = codec
+        self._cluster_id = cluster_id
+        self._transport = transport
+        self._stores: dict[str, StoreClient] = {}
+        self.tasks = anyio.create_task_group()
+        """Where tasks of the layers above may run until the client is closed; they must not raise."""
+
+    async def __aenter__(self) -> Self:
+        await self.tasks.__aenter__()
+        self.closed = False
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.closed = True
+        with anyio.CancelScope(shield=True):
+            for address in list(self._stores):
+                await self.disconnect(address)
+        self.tasks.cancel_scope.cancel()
+        # Without the body's error, which would come out wrapped in a group.
+        await self.tasks.__aexit__(None, None, None)
+
+    def call(self, operation: str, timeout: float) -> Call:
+        """Return what a new operation carries through its plans.
+
+        Raises:
+            ClosedError: the client is not open.
+        """
+        if self.closed:
+            raise ClosedError("client")
+        return Call(operation, timeout, self._transport.now, self.config.backoff_budget)
+
+    def known_route(self, entry: RegionEntry) -> Route | None:
+        """Return the way to the Region's leader if it is built and still open."""
+        route = entry.attachment
+        return route if isinstance(route, Route) and not route.store.closed else None
+
+    async def find_route(self, entry: RegionEntry, call: Call) -> Route:
+        """Build the way to the Region's leader, asking PD for the store's address if need be.
+
+        Raises:
+            RpcError: the leader's store has left the cluster.
+        """
+        leader_store = entry.leader_store
+        address = await self.cache.resolve(leader_store, call.backoffer)
+        if not address:
+            details = "the store has left the cluster"
+            raise RpcError(f"store {leader_store.id}", "connect", "UNAVAILABLE", details, sent=False)
+        if entry.leader_store is not leader_store:
+            # Another call moved the leader while this one asked PD.
+            return await self.find_route(entry, call)
+        route = Route(self.store(address), context_field(self._cluster_id, self._codec, entry))
+        entry.attachment = route
+        return route
+
+    def store(self, address: str) -> StoreClient:
+        """Return the client of the store at an address, made when first asked for.
+
+        Raises:
+            ClosedError: this client is not open.
+        """
+        if self.closed:
+            raise ClosedError("client")
+        store = self._stores.get(address)
+        if store is None:
+            store = self._stores[address] = StoreClient(self._transport, address, self.config, self.tasks)
+        return store
+
+    async def disconnect(self, address: str) -> None:
+        """Close the connection to an address, if there is one; the next request makes a new one."""
+        store = self._stores.pop(address, None)
+        if store is not None:
+            await store.aclose()
+
+    def stats(self) -> dict[str, BatchStats]:
+        """Return the counters of each store's stream, by address."""
+        return {address: store.stats() for address, store in self._stores.items()}

@@ -1,0 +1,27 @@
+"""Limits of the request engine."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+from attrs import validators
+from tikv_pd.config import positive
+
+
+@attrs.frozen(kw_only=True)
+class RpcConfig:
+    """How requests travel to stores. Durations in seconds."""
+
+    attempt_timeout: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
+    """Longest that one attempt at a store may take before another is made."""
+    connect_timeout: float = attrs.field(default=5.0, validator=[validators.instance_of((int, float)), positive])
+    """Longest wait for a connection before the attempt counts as failed. Source: client-go dialTimeout."""
+    max_batch_size: int = attrs.field(default=128, validator=[validators.instance_of(int), positive])
+    """Requests in one BatchCommands message at most. Source: client-go tikv-client.max-batch-size."""
+    max_batch_bytes: int = attrs.field(default=4 << 20, validator=[validators.instance_of(int), positive])
+    """Bytes after which a BatchCommands message is closed; one larger request still travels, alone."""
+    concurrency: int = attrs.field(default=16, validator=[validators.instance_of(int), positive])
+    """Requests that one operation over many Regions keeps under way."""
+    backoff_budget: float = attrs.field(default=math.inf, validator=[validators.instance_of((int, float)), positive])
+    """Seconds one operation may spend waiting between attempts; by default its deadline alone decides."""

@@ -1,0 +1,101 @@
+"""A request as bytes: its fields once, the Context of a Region in front of them for each attempt.
+
+Protobuf's wire format lets a message be concatenated from its fields, and Context is field 1 of every store request.
+So the caller's fields are serialized once, a Region's Context is serialized once, and an attempt only joins the two;
+nothing is mutated or copied when a request is sent again to another Region or peer.
+"""
+
+from __future__ import annotations
+
+import enum
+from functools import cache
+from typing import Any, Final, Generic
+
+from google.protobuf.message import Message
+from tikv_pd.lowlevel import Resp
+from tikv_proto import kvrpcpb, metapb, tikvpb
+from tikv_proto.services import Rpc
+from tikv_region import KeyCodec, RegionEntry
+
+
+class Effect(enum.Enum):
+    """What an attempt whose answer was lost means."""
+
+    READ = enum.auto()
+    """Nothing; ask again."""
+    WRITE = enum.auto()
+    """It may have been applied; applying it again is the same. Undetermined only if no later attempt is answered."""
+    ONCE = enum.auto()
+    """It may have been applied, and applying it again is not the same: undetermined at once."""
+
+
+class Request(Generic[Resp]):
+    """One request to one Region, without its Context.
+
+    A plain slotted class: one is made for each call, on the hot path.
+    """
+
+    __slots__ = ("effect", "payload", "rpc")
+
+    def __init__(self, rpc: Rpc[Any, Resp], message: Message, effect: Effect) -> None:
+        self.rpc = rpc
+        """Which RPC it is."""
+        self.payload = message.SerializeToString()
+        """The message without Context, serialized. Keys are encoded already."""
+        self.effect = effect
+        """What a lost answer means."""
+
+
+MAX_EXECUTION: Final = 20_000
+"""Milliseconds after which a store gives up a request it has not begun. Source: client-go MaxWriteExecutionTime."""
+
+
+def context_field(cluster_id: int, codec: KeyCodec, entry: RegionEntry) -> bytes:
+    """Return field 1 of a request, the Context for the leader of a Region, as bytes."""
+    peer = entry.leader_peer
+    context = kvrpcpb.Context(
+        region_id=entry.id,
+        region_epoch=metapb.RegionEpoch(conf_ver=entry.epoch.conf_ver, version=entry.epoch.version),
+        peer=metapb.Peer(
+            id=peer.id,
+            store_id=peer.store_id,
+            role=metapb.PeerRole.Learner if peer.is_learner else metapb.PeerRole.Voter,
+            is_witness=peer.is_witness,
+        ),
+        cluster_id=cluster_id,
+        api_version=codec.api_version,  # type: ignore[arg-type]  # an int of the enum, as on the wire
+        keyspace_id=codec.keyspace_id,
+        keyspace_name=codec.keyspace_name,
+        max_execution_duration_ms=MAX_EXECUTION,
+    ).SerializeToString()
+    return b"\x0a" + varint(len(context)) + context
+
+
+_SMALL: Final = [bytes([number]) for number in range(128)]
+
+
+def varint(number: int) -> bytes:
+    """Return protobuf's variable-length form of a number that is not negative."""
+    if number < 128:
+        return _SMALL[number]
+    out = bytearray()
+    while number > 127:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+@cache
+def _command_tag(batch_field: str) -> bytes:
+    """Return the tag of a command within BatchCommandsRequest.Request."""
+    field = tikvpb.BatchCommandsRequest.Request.DESCRIPTOR.fields_by_name[batch_field]
+    return varint(field.number << 3 | 2)
+
+
+def batch_head(batch_field: str, context: bytes, payload: bytes) -> bytes:
+    """Return what stands before `payload` when it travels as one of `BatchCommandsRequest.requests`."""
+    tag = _command_tag(batch_field)
+    size = len(context) + len(payload)
+    inner = varint(size)
+    return b"\x0a" + varint(len(tag) + len(inner) + size) + tag + inner + context

@@ -1,0 +1,79 @@
+"""Work over many keys or a range, split by Region: lists of keys keep their order, duplicates and aligned lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic
+
+import attrs
+from tikv_pd.lowlevel import Resp
+from tikv_region import KeyRange, RegionCache, RegionEntry
+
+from tikv_rpc.call import Call
+from tikv_rpc.request import Request
+
+
+@attrs.frozen(eq=False)
+class KeyWork(Generic[Resp]):
+    """Requests over many keys. A piece is a list of positions in `keys`: values and TTLs stay with their keys."""
+
+    keys: Sequence[bytes]
+    """The keys, any order, duplicates allowed."""
+    build: Callable[[Sequence[int]], Request[Resp]]
+    """Returns the request for the keys at some positions."""
+    max_keys: int
+    """Keys in one request at most."""
+    max_bytes: int
+    """Bytes, by `size`, after which a request is closed; one larger key still travels, alone."""
+    size: Callable[[int], int]
+    """Returns what the key at a position adds to a request, in bytes."""
+
+    @property
+    def whole(self) -> Sequence[int]:
+        """Every position."""
+        return range(len(self.keys))
+
+    async def split(
+        self, part: Sequence[int], cache: RegionCache, call: Call
+    ) -> list[tuple[RegionEntry, Sequence[int]]]:
+        """Group the keys at some positions by Region, and cut what is too large for one request."""
+        keys = self.keys if len(part) == len(self.keys) else [self.keys[position] for position in part]
+        groups = await cache.group_keys(keys, call.backoffer)
+        return [
+            (entry, piece)
+            for entry, local in groups
+            for piece in self._cut(local if keys is self.keys else [part[index] for index in local])
+        ]
+
+    def request(self, part: Sequence[int]) -> Request[Resp]:
+        """Return the request for one piece."""
+        return self.build(part)
+
+    def _cut(self, positions: Sequence[int]) -> Iterator[Sequence[int]]:
+        start = total = 0
+        for index, position in enumerate(positions):
+            size = self.size(position)
+            if index > start and (index - start >= self.max_keys or total + size > self.max_bytes):
+                yield positions[start:index]
+                start, total = index, 0
+            total += size
+        yield positions[start:]
+
+
+@attrs.frozen(eq=False)
+class RangeWork(Generic[Resp]):
+    """One request for each Region of a range."""
+
+    whole: KeyRange
+    """The range."""
+    build: Callable[[KeyRange], Request[Resp]]
+    """Returns the request for a part that lies in one Region."""
+
+    async def split(self, part: KeyRange, cache: RegionCache, call: Call) -> list[tuple[RegionEntry, KeyRange]]:
+        """Cut a range at the borders of Regions."""
+        entries = await cache.locate_range(part, call.backoffer)
+        return [(entry, part.intersect(entry.range)) for entry in entries]
+
+    def request(self, part: KeyRange) -> Request[Resp]:
+        """Return the request for one piece."""
+        return self.build(part)
