@@ -310,12 +310,13 @@ def test_a_closed_engine_refuses_everything(engine: Engine) -> None:
     engine.close()
     engine.close()
 
-    for use in (
+    uses: list[Callable[[], object]] = [
         lambda: engine.get(CF_DEFAULT, b"a"),
         lambda: put(engine, CF_DEFAULT, a=b"1"),
         lambda: snapshot.get(CF_DEFAULT, b"a"),
         lambda: engine.snapshot().get(CF_DEFAULT, b"a"),
-    ):
+    ]
+    for use in uses:
         with pytest.raises(RuntimeError, match="closed"):
             use()
 
