@@ -56,7 +56,7 @@ class Store:
     def scan(self, start: bytes = b"", end: bytes | None = None, **options: Any) -> list[tuple[bytes, bytes]]:
         low, high = PREFIX + start, b"s" if end is None else PREFIX + end
         if options.get("reverse"):
-            low, high = (PREFIX + b"\xff" if not start else low), PREFIX + (end or b"")
+            low, high = (PREFIX + b"\xff" * 8 if not start else low), PREFIX + (end or b"")
         options.setdefault("limit", 100)
         return rows(self.ask(kvrpcpb.RawScanRequest(start_key=low, end_key=high, **options)).kvs)
 
