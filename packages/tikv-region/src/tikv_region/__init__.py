@@ -5,7 +5,7 @@ one implementation for each API version. `decide` is the table of Region errors.
 clusters in memory.
 """
 
-from tikv_region.cache import RegionCache as RegionCache, RegionSource as RegionSource
+from tikv_region.cache import RegionCache as RegionCache
 from tikv_region.codec import (
     KeyCodec as KeyCodec,
     KeyspaceCodec as KeyspaceCodec,
@@ -26,7 +26,9 @@ from tikv_region.errors import (
     Next as Next,
     RegionError as RegionError,
     RegionUnavailable as RegionUnavailable,
+    StoreUnavailable as StoreUnavailable,
     decide as decide,
 )
 from tikv_region.ranges import KeyRange as KeyRange, prefix_range as prefix_range
 from tikv_region.region import InvalidReason as InvalidReason, RegionEntry as RegionEntry, StoreEntry as StoreEntry
+from tikv_region.source import RegionSource as RegionSource

@@ -65,6 +65,7 @@ class RegionIndex:
             low, high = self._span(entry.start, entry.end)
         self.starts[low:high] = [entry.start]
         self.entries[low:high] = [entry]
+        self._share_bounds(low)
         for old in replaced:
             if self._by_id.get(old.id) is old:
                 del self._by_id[old.id]
@@ -92,6 +93,15 @@ class RegionIndex:
         if known is not None and known not in newer and is_behind(entry, known):
             newer.append(known)
         return newer
+
+    def _share_bounds(self, index: int) -> None:
+        # Neighbors share one object for their common bound: a lookup has just compared that of the right one, so that
+        # looking at the end of the left one touches no further memory.
+        entry = self.entries[index]
+        if index + 1 < len(self.starts) and self.starts[index + 1] == entry.end:
+            entry.end = self.starts[index + 1]
+        if index and self.entries[index - 1].end == entry.start:
+            self.entries[index - 1].end = entry.start
 
     def _span(self, start: bytes, end: bytes) -> tuple[int, int]:
         low = bisect_right(self.starts, start) - 1

@@ -1,57 +1,44 @@
-"""The Regions and stores a client knows, and how it comes to know them.
+"""The Regions a client knows, and how it comes to know them.
 
 A lookup that hits does no I/O. One that misses asks PD, and goes on asking, with waits, until it has a Region that
-holds the key. PD may lag behind the stores (its members learn of splits from heartbeats), so what it answers is let
-in only if nothing newer is known; what stores say of themselves comes in through `on_region_error`.
+holds the key. PD may lag behind the stores (it learns of splits from heartbeats), so what it answers is let in only if
+nothing newer is known; what stores say of themselves comes in through `RegionCache.on_region_error`.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 import attrs
 from tikv_pd.backoff import PD_RPC, REGION_MISS, Backoffer
-from tikv_pd.errors import PdError, TikvError
+from tikv_pd.errors import TikvError
 from tikv_pd.topology import Region, Store
 from tikv_proto import errorpb
 
-from tikv_region._flight import SingleFlight
 from tikv_region._index import RegionIndex
+from tikv_region._inquiry import Inquiry, Point
+from tikv_region._stores import StoreTable, learn
 from tikv_region.codec import KeyCodec
 from tikv_region.config import RegionConfig
-from tikv_region.errors import CacheAction, Decision, Next, RegionUnavailable, decide, leader_index, set_field
+from tikv_region.errors import CacheAction, Decision, RegionUnavailable, decide, leader_index, set_field
 from tikv_region.ranges import KeyRange
 from tikv_region.region import InvalidReason, RegionEntry, StoreEntry
+from tikv_region.source import RegionSource
 
-
-class RegionSource(Protocol):
-    """What the cache asks of PD; a `tikv_pd.PdClient` is one. Keys are encoded, timeouts in seconds."""
-
-    async def get_region(self, key: bytes, *, timeout: float) -> Region | None:
-        """Return the Region that holds `key`, None if PD knows none."""
-        ...
-
-    async def get_prev_region(self, key: bytes, *, timeout: float) -> Region | None:
-        """Return the Region before the one that holds `key`."""
-        ...
-
-    async def scan_regions(self, start: bytes, end: bytes, *, limit: int, timeout: float) -> list[Region]:
-        """Return the Regions that overlap a range, ascending, at most `limit`."""
-        ...
-
-    async def get_store(self, store_id: int, *, timeout: float) -> Store | None:
-        """Return a store, None if it was removed or never existed."""
-        ...
+_REASONS = {
+    "not_leader": InvalidReason.STORE_NOT_FOUND,
+    "region_not_found": InvalidReason.REGION_NOT_FOUND,
+    "epoch_not_match": InvalidReason.EPOCH_NOT_MATCH,
+}
 
 
 class RegionCache:
     """Finds the Region of a key, and learns from what goes wrong.
 
-    For one event loop; nothing here is thread-safe, and nothing between two awaits can be interrupted.
+    For one event loop and not thread-safe; its state only changes between awaits.
 
     Args:
         pd: Whom to ask.
@@ -79,9 +66,9 @@ class RegionCache:
         self._index = RegionIndex()
         self._starts = self._index.starts
         self._entries = self._index.entries
-        self._stores: dict[int, StoreEntry] = {}
-        self._region_flights: SingleFlight[_Answer] = SingleFlight()
-        self._store_flights: SingleFlight[TikvError | None] = SingleFlight()
+        self._stores = StoreTable(pd, self._config.store_check_timeout)
+        self._inquiry = Inquiry(pd, codec)
+        self._moments: dict[int, float] = {}
 
     def __len__(self) -> int:
         """Count the Regions known, valid or not."""
@@ -89,11 +76,12 @@ class RegionCache:
 
     def find(self, key: bytes) -> RegionEntry | None:
         """Return the valid Region that holds `key`, None when none is known. No I/O; use prolongs its life."""
-        index = bisect_right(self._starts, key) - 1
-        if index < 0:
+        index = bisect_right(self._starts, key)
+        if not index:
             return None
-        entry = self._entries[index]
-        if entry.end and key >= entry.end:
+        entry = self._entries[index - 1]
+        end = entry.end
+        if end and key >= end:
             return None
         return entry if self._use(entry) else None
 
@@ -104,18 +92,19 @@ class RegionCache:
             DeadlineExceeded: no Region was found in time; `__cause__` says why.
             BackoffExceeded: the budget of waiting is used up; `__cause__` says why.
             CodecError: PD's Regions are not encoded as the codec expects.
+            TikvError: PD refuses to answer, now and later.
 
         Cancellation: safe; tasks that wait for the same answer of PD ask on their own.
         """
         entry = self.find(key)
-        return entry if entry is not None else await self._load(_Point(key), backoffer)
+        return entry if entry is not None else await self._load(Point(key), backoffer)
 
     async def locate_end(self, key: bytes, backoffer: Backoffer) -> RegionEntry:
         """Return the Region that holds the keys just below `key`: start < key <= end. Empty means the last Region.
 
         Raises and cancellation: as `locate`.
         """
-        point = _Point(key, is_end=True)
+        point = Point(key, is_end=True)
         entry = self._look(point)
         return entry if entry is not None else await self._load(point, backoffer)
 
@@ -134,7 +123,7 @@ class RegionCache:
                 await self._load_page(at, key_range.end, self._config.scan_page, backoffer)
                 entry = await self.locate(at, backoffer)
             if found and entry.start < at:
-                # A merge came in between: what was found before it is part of this one.
+                # A merge came in between: the Regions found so far are part of this one.
                 found, at = [], key_range.start
                 continue
             found.append(entry)
@@ -181,7 +170,7 @@ class RegionCache:
             CodecError: its bounds are not encoded as the codec expects.
         """
         for store in stores:
-            _update_store(self._store(store.id), store)
+            learn(self._stores.entry(store.id), store)
         entry = self._build(region)
         return None if entry is None else self._index.put(entry)
 
@@ -195,8 +184,8 @@ class RegionCache:
         Args:
             entry: The Region the request was sent to.
             error: The error, its keys still encoded.
-            store: The store that answered; by default that of the leader. Many requests in flight to a Region meet the
-                same error: only those answered by the store that is still taken for the leader's move it on.
+            store: The store that answered, by default the leader's. Many requests in flight may meet the same error:
+                the leader moves on only because of those that the store still taken for the leader's has answered.
 
         Raises:
             CodecError: the Regions in the error are not encoded as the codec expects.
@@ -204,8 +193,6 @@ class RegionCache:
         store = store if store is not None else entry.leader_store
         decision = decide(error, entry, store.id)
         match decision.action:
-            case CacheAction.NONE:
-                pass
             case CacheAction.SWITCH_LEADER:
                 leader = leader_index(entry.peers, error.not_leader.leader)
                 assert leader is not None
@@ -219,10 +206,12 @@ class RegionCache:
                 entry.invalidate(InvalidReason.EPOCH_NOT_MATCH)
                 if not self._replace(error.epoch_not_match, store):
                     # All lie outside the keyspace, so PD must be asked, and PD may not know yet either.
-                    return Decision(CacheAction.INVALIDATE, REGION_MISS, Next.RELOCATE)
+                    return attrs.evolve(decision, action=CacheAction.INVALIDATE, backoff=REGION_MISS)
             case CacheAction.CHECK_STORE:
                 store.needs_check = True
                 entry.invalidate(InvalidReason.STORE_NOT_FOUND)
+            case CacheAction.NONE:
+                pass
         return decision
 
     def on_send_failure(self, entry: RegionEntry, store: StoreEntry) -> None:
@@ -239,29 +228,20 @@ class RegionCache:
             entry.next_leader()
 
     async def resolve(self, store: StoreEntry, backoffer: Backoffer) -> str:
-        """Return the address of a store, from PD when it is not known or may be outdated.
+        """Return the address of a store, from PD when it is not known or in doubt.
 
         Returns:
             `host:port`; empty when the store has left the cluster. All Regions led from it are stale then: locate the
-            keys again.
+            keys again. An address in doubt is returned as it is when PD does not answer within
+            `RegionConfig.store_check_timeout`.
 
         Raises:
-            DeadlineExceeded: PD did not answer in time. While an earlier address is known, that is returned instead.
-            BackoffExceeded: the budget of waiting is used up.
+            DeadlineExceeded: no address was found in time; `__cause__` says why.
+            BackoffExceeded: the budget of waiting is used up; `__cause__` says why.
 
         Cancellation: safe.
         """
-        while not store.is_tombstone and (store.needs_check or not store.address):
-            ask = functools.partial(self._ask_store, store, backoffer)
-            failure = await self._store_flights.ask(store.id, backoffer.deadline, ask)
-            if failure is None:
-                continue
-            if store.address:
-                # PD being down must not stop what still works; the next failure to send asks again.
-                store.needs_check = False
-            else:
-                await backoffer.backoff(PD_RPC, failure)
-        return store.address
+        return await self._stores.resolve(store, backoffer)
 
     def clear(self) -> None:
         """Forget all Regions. Stores are kept: requests under way hold on to them."""
@@ -269,31 +249,34 @@ class RegionCache:
 
     def _use(self, entry: RegionEntry) -> bool:
         now = self._now()
-        if entry.expires_at <= now or entry.leader_store.epoch != entry.leader_store_epoch:
+        expires_at = entry.expires_at
+        if expires_at <= now or entry.leader_store.epoch != entry.leader_store_epoch:
             return False
-        if entry.expires_at - now <= self._ttl and entry.is_renewable:
+        if expires_at - now <= self._ttl and entry.is_renewable:
             entry.expires_at = self._expiry(now)
         return True
 
     def _expiry(self, now: float) -> float:
-        return now + self._ttl + self._rng.random() * self._config.ttl_jitter
+        second = math.ceil(now + self._ttl + self._rng.random() * self._config.ttl_jitter)
+        # One float for all entries of a second, not one for each: a lookup among 100,000 Regions would find its own
+        # outside the processor's cache, which costs a fifth of the lookup.
+        if len(self._moments) > 4096:
+            self._moments.clear()
+        return self._moments.setdefault(second, float(second))
 
-    def _known(self, point: _Point) -> RegionEntry | None:
+    def _known(self, point: Point) -> RegionEntry | None:
         return self._index.at_end(point.key) if point.is_end else self._index.at(point.key)
 
-    def _look(self, point: _Point) -> RegionEntry | None:
+    def _look(self, point: Point) -> RegionEntry | None:
         entry = self._known(point)
         return entry if entry is not None and self._use(entry) else None
 
-    async def _load(self, point: _Point, backoffer: Backoffer) -> RegionEntry:
-        known = self._known(point)
-        # When a Region goes stale, requests for many of its keys miss at once; one of them asks for all.
-        question = point if known is None else known
-        ask = functools.partial(self._ask_region, point, backoffer)
+    async def _load(self, point: Point, backoffer: Backoffer) -> RegionEntry:
+        outdated = self._known(point)
         stale_answers = 0
         while True:
-            answer = await self._region_flights.ask(question, backoffer.deadline, ask)
-            question = point
+            answer = await self._inquiry.ask(point, backoffer, outdated)
+            outdated = None
             entry = self._look(point)
             if entry is not None:
                 return entry
@@ -316,7 +299,7 @@ class RegionCache:
                 REGION_MISS, RegionUnavailable(point.key, "PD's answer is older than what is known")
             )
 
-    def _make_do(self, entry: RegionEntry, point: _Point) -> RegionEntry:
+    def _make_do(self, entry: RegionEntry, point: Point) -> RegionEntry:
         """Use an outdated answer: the store it leads to knows better and will say so.
 
         What was known but found wrong no longer stands against it. What is still valid does: then the entry is not
@@ -331,44 +314,22 @@ class RegionCache:
         for neighbor in self._index.overlapping(entry.start, entry.end):
             if not neighbor.is_valid():
                 continue
-            if point.is_after(neighbor):
-                entry.start = neighbor.end
-            else:
+            if not point.is_after(neighbor):
                 entry.end = neighbor.start
                 break
+            entry.start = neighbor.end
         return entry
-
-    async def _ask_region(self, point: _Point, backoffer: Backoffer) -> _Answer:
-        try:
-            return _Answer(point, await self._fetch(point, backoffer))
-        except TikvError as error:
-            return _Answer(point, None, _passing(error))
-
-    async def _fetch(self, point: _Point, backoffer: Backoffer) -> Region | None:
-        check = backoffer.deadline.check
-        if not point.is_end:
-            return await self._pd.get_region(self._codec.encode_region_key(point.key), timeout=check())
-        _, end = self._codec.encode_region_range(b"", point.key)
-        if not end:
-            # PD has no question for its last Region; hardly any begins above this key, and those follow one another.
-            region = await self._pd.get_region(_HIGH_KEY, timeout=check())
-            while region is not None and region.end_key:
-                region = await self._pd.get_region(region.end_key, timeout=check())
-            return region
-        region = await self._pd.get_region(end, timeout=check())
-        if region is not None and region.start_key == end:
-            return await self._pd.get_prev_region(end, timeout=check())
-        return region
 
     async def _load_page(self, start: bytes, end: bytes, limit: int, backoffer: Backoffer) -> None:
         first, last = self._codec.encode_region_range(start, end)
         while True:
             try:
                 regions = await self._pd.scan_regions(first, last, limit=limit, timeout=backoffer.deadline.check())
-            except TikvError as error:
-                await backoffer.backoff(PD_RPC, _passing(error))
-            else:
                 break
+            except TikvError as error:
+                if not error.retryable:
+                    raise
+                await backoffer.backoff(PD_RPC, error)
         for region in regions:
             self.insert(region)
 
@@ -377,7 +338,7 @@ class RegionCache:
         leader = region.leader.id if region.leader is not None else 0
         replicas = [
             (peer, store)
-            for peer, store in ((peer, self._store(peer.store_id)) for peer in region.peers)
+            for peer, store in ((peer, self._stores.entry(peer.store_id)) for peer in region.peers)
             if peer.id not in region.down_peers
             and not store.is_tombstone
             and (not peer.is_witness or peer.id == leader)
@@ -394,73 +355,3 @@ class RegionCache:
             leader = next((peer for peer in region.peers if peer.store_id == store.id), None)
             inserted |= self.insert(attrs.evolve(region, leader=leader)) is not None
         return inserted
-
-    def _store(self, store_id: int) -> StoreEntry:
-        store = self._stores.get(store_id)
-        if store is None:
-            store = self._stores[store_id] = StoreEntry(store_id)
-        return store
-
-    async def _ask_store(self, store: StoreEntry, backoffer: Backoffer) -> TikvError | None:
-        try:
-            found = await self._pd.get_store(store.id, timeout=backoffer.deadline.check())
-        except TikvError as error:
-            return _passing(error)
-        _update_store(store, found)
-        return (
-            None if store.address or store.is_tombstone else RegionUnavailable(b"", f"store {store.id} has no address")
-        )
-
-
-@attrs.frozen
-class _Point:
-    """A place in the key space: a key, or the keys just below it."""
-
-    key: bytes
-    is_end: bool = False
-
-    def is_in(self, entry: RegionEntry) -> bool:
-        if not self.is_end:
-            return entry.contains(self.key)
-        return (not self.key or entry.start < self.key) and (not entry.end or b"" < self.key <= entry.end)
-
-    def is_after(self, entry: RegionEntry) -> bool:
-        """Tell on which side it lies of an entry it is not in."""
-        return entry.start < self.key or (not self.is_end and entry.start == self.key) or (self.is_end and not self.key)
-
-
-@attrs.frozen
-class _Answer:
-    """What PD said, and to which question."""
-
-    point: _Point
-    region: Region | None
-    failure: TikvError | None = None
-
-
-_HIGH_KEY = b"\xff" * 64
-_REASONS = {
-    "not_leader": InvalidReason.STORE_NOT_FOUND,
-    "region_not_found": InvalidReason.REGION_NOT_FOUND,
-    "epoch_not_match": InvalidReason.EPOCH_NOT_MATCH,
-}
-
-
-def _passing(error: TikvError) -> TikvError:
-    """Return a failure that another attempt may not meet; raise any other."""
-    if error.retryable or isinstance(error, PdError):
-        return error
-    raise error
-
-
-def _update_store(entry: StoreEntry, store: Store | None) -> None:
-    if entry.is_tombstone:
-        return
-    entry.needs_check = False
-    if store is None or store.is_tombstone:
-        entry.is_tombstone = True
-        entry.address = ""
-        entry.epoch += 1
-    else:
-        entry.address = store.address
-        entry.labels = store.labels

@@ -49,6 +49,21 @@ class RegionUnavailable(TikvError):
 
 
 @attrs.define(eq=False)
+class StoreUnavailable(TikvError):
+    """PD names no address of a store that has not left the cluster."""
+
+    retryable: ClassVar[bool] = True
+
+    store_id: int
+    """The store."""
+    reason: str
+    """What is missing."""
+
+    def __str__(self) -> str:
+        return f"store {self.store_id} cannot be reached: {self.reason}"
+
+
+@attrs.define(eq=False)
 class RegionError(TikvError):
     """A store refused a request because of the Region it was sent to. Seen only as the cause of another error."""
 

@@ -1,0 +1,31 @@
+"""What the cache asks of PD."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tikv_pd.topology import Region, Store
+
+
+class RegionSource(Protocol):
+    """Knows Regions and stores; a `tikv_pd.PdClient` does.
+
+    Keys are encoded as PD has them, timeouts are seconds and may be infinite. Errors that another attempt may not meet
+    are those with `retryable`.
+    """
+
+    async def get_region(self, key: bytes, *, timeout: float) -> Region | None:
+        """Return the Region that holds `key`, None if none is known."""
+        ...
+
+    async def get_prev_region(self, key: bytes, *, timeout: float) -> Region | None:
+        """Return the Region before the one that holds `key`, None if there is none."""
+        ...
+
+    async def scan_regions(self, start: bytes, end: bytes, *, limit: int, timeout: float) -> list[Region]:
+        """Return the Regions that overlap a range, ascending, at most `limit`; there may be gaps."""
+        ...
+
+    async def get_store(self, store_id: int, *, timeout: float) -> Store | None:
+        """Return a store, None if it never existed."""
+        ...
