@@ -8,13 +8,12 @@ The command `tikv-embedded serve` does the same from a shell.
 """
 
 from tikv_embedded.cluster import EmbeddedCluster as EmbeddedCluster
-from tikv_embedded.errors import ClusterNotRunningError as ClusterNotRunningError
-from tikv_embedded.errors import DataDirectoryError as DataDirectoryError
-from tikv_embedded.errors import EmbeddedError as EmbeddedError
-from tikv_embedded.errors import OptionError as OptionError
-from tikv_embedded.errors import PortInUseError as PortInUseError
-from tikv_embedded.errors import TopologyError as TopologyError
-from tikv_embedded.region import Peer as Peer
-from tikv_embedded.region import Region as Region
-from tikv_embedded.region import RegionEpoch as RegionEpoch
-from tikv_embedded.region import Store as Store
+from tikv_embedded.errors import (
+    ClusterNotRunningError as ClusterNotRunningError,
+    DataDirectoryError as DataDirectoryError,
+    EmbeddedError as EmbeddedError,
+    OptionError as OptionError,
+    PortInUseError as PortInUseError,
+    TopologyError as TopologyError,
+)
+from tikv_embedded.region import Peer as Peer, Region as Region, RegionEpoch as RegionEpoch, Store as Store

@@ -1,8 +1,8 @@
 """Answering one message of a BatchCommands stream, in one step of the loop.
 
-The requests of a message are in flight together, so no order among them is promised. All writes go first, with one durable
-engine write for the whole message; each of them still is atomic by itself, since a batch applies as a whole. Then all reads
-see one snapshot that has those writes. A request that has to wait is handed back and never holds up the rest.
+The requests of a message are in flight together, so no order among them is promised. All writes go first, with one
+durable engine write for the whole message; each still is atomic by itself, since a batch applies as a whole. Then all
+reads see one snapshot that has those writes. A request that has to wait is handed back and never holds up the rest.
 Source: TiKV server/service/kv.rs handle_batch_commands_request, batch.rs.
 """
 
@@ -58,8 +58,8 @@ def answer_message(
 ) -> BatchAnswers:
     """Carry out all requests of `message` and return their answers.
 
-    A request without a command gets an empty response, as from TiKV. One whose command this store does not serve gets that
-    command's response with an error in it; TiKV would let its caller run into a timeout.
+    A request without a command gets an empty response, as from TiKV. One whose command this store does not serve gets
+    that command's response with an error in it; TiKV would let its caller run into a timeout.
 
     Args:
         message: As received.
@@ -68,18 +68,20 @@ def answer_message(
         health: Answers GetHealthFeedback.
 
     Raises:
-        ClusterIdMismatchError: a request is for another cluster, and the stream must end. Writes of the same message may be done.
+        ClusterIdMismatchError: a request is for another cluster, and the stream must end. Writes of the same message
+            may be done.
     """
     answers = BatchAnswers()
     writes: list[tuple[int, str, RawRule, Any]] = []
     reads: list[tuple[int, str, RawRule, Any]] = []
     for request_id, request in zip(message.request_ids, message.requests, strict=False):
         field = request.WhichOneof("cmd")
-        rule = _RAW_FIELDS.get(field)  # type: ignore[arg-type]  # None is a fine key to miss
+        if field is None:
+            answers.add(request_id)
+            continue
+        rule = _RAW_FIELDS.get(field)
         if rule is not None:
             (reads if rule.is_read else writes).append((request_id, field, rule, getattr(request, field)))
-        elif field is None:
-            answers.add(request_id)
         elif field == "Empty":
             _answer_empty(answers, request_id, request.Empty)
         elif field == "GetHealthFeedback":

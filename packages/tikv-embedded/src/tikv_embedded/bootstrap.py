@@ -1,4 +1,4 @@
-"""The state a cluster starts with: what is on disk, or a new one; then what the options ask for and is not there yet."""
+"""The state a cluster starts with: what is on disk, or a new one; then what the options ask for beyond that."""
 
 from __future__ import annotations
 

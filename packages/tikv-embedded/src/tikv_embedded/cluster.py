@@ -41,10 +41,10 @@ class _Running:
 class EmbeddedCluster:
     """A TiKV-compatible cluster inside this process, on real gRPC ports.
 
-    Use it as an async context manager, or call `start` and `aclose`. It lives on the event loop that started it, and its
-    methods are for that loop's thread. Replication is virtual: one engine below all stores, while Regions, peers, epochs,
-    terms and leaders behave as in TiKV. A change of them is visible through PD and all stores when its method returns, and
-    durable if the cluster is.
+    Use it as an async context manager, or call `start` and `aclose`. It lives on the event loop that started it, and
+    its methods are for that loop's thread. Replication is virtual: one engine below all stores, while Regions, peers,
+    epochs, terms and leaders behave as in TiKV. A change of them is visible through PD and all stores when its method
+    returns, and durable if the cluster is.
 
     Args:
         stores: TiKV stores. A data directory that has more keeps them; one that has fewer gets new, empty ones.
@@ -57,7 +57,8 @@ class EmbeddedCluster:
         pd_port: Port of the first PD member, the others follow; 0 takes free ones. Stores always take free ones.
         keyspaces: Names of keyspaces that shall exist besides DEFAULT; `v2` alone.
         max_peer_count: Replicas of each Region of a new cluster, as far as there are stores.
-        sync: Whether each write of a durable cluster is flushed to the disk; without, power loss may undo the last writes.
+        sync: Whether each write of a durable cluster is flushed to the disk; without, power loss may undo the last
+            writes.
 
     Raises:
         OptionError: an option is out of range.
@@ -226,8 +227,8 @@ class EmbeddedCluster:
 
         Args:
             store_id: Which store; harmless when stopped.
-            elect: Whether the Regions it leads elect another leader at once, where a majority of their peers still runs;
-                otherwise they are without service until it is back.
+            elect: Whether the Regions it leads elect another leader at once, where a majority of their peers still
+                runs; otherwise they are without service until it is back.
 
         Raises:
             TopologyError: there is no such store.

@@ -1,7 +1,7 @@
 """The standard gRPC health service, for a server as a whole.
 
-Its two messages are a string and an enum. grpcio-health-checking would bring their classes in protobuf's default pool, so
-they are read and written as bytes here.
+Its two messages are a string and an enum. grpcio-health-checking would bring their classes in protobuf's default pool,
+so they are read and written as bytes here.
 Source: grpc.health.v1; TiKV and PD register the empty service name alone.
 """
 
@@ -24,8 +24,8 @@ _SERVICE_UNKNOWN = b"\x08\x03"
 def health_handlers() -> list[Handler]:
     """Return handlers that say SERVING as long as the server runs; other service names are NOT_FOUND."""
     return [
-        ("/grpc.health.v1.Health/Check", grpc.unary_unary_rpc_method_handler(_check)),  # type: ignore[arg-type]  # async
-        ("/grpc.health.v1.Health/Watch", grpc.unary_stream_rpc_method_handler(_watch)),  # type: ignore[arg-type]  # async
+        ("/grpc.health.v1.Health/Check", grpc.unary_unary_rpc_method_handler(_check)),
+        ("/grpc.health.v1.Health/Watch", grpc.unary_stream_rpc_method_handler(_watch)),
     ]
 
 

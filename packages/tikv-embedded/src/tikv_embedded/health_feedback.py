@@ -24,7 +24,7 @@ class HealthReporter:
         self._sequence = time.time_ns() // 1_000_000
 
     def report(self) -> kvrpcpb.HealthFeedback:
-        """Return a report; its number is greater than all before, over restarts too, since it counts from the boot time in ms."""
+        """Return a report; numbers grow, over restarts too, since they count from the boot time in ms."""
         self._sequence += 1
         return kvrpcpb.HealthFeedback(store_id=self._store_id, feedback_seq_no=self._sequence, slow_score=HEALTHY)
 

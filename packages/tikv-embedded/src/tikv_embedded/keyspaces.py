@@ -20,11 +20,11 @@ DEFAULT_NAME = "DEFAULT"
 """The keyspace every cluster has; its state cannot be changed."""
 
 _NAME = re.compile(r"[-A-Za-z0-9_]{1,20}")
-_TRANSITIONS = {
+_TRANSITIONS: dict[keyspacepb.KeyspaceState.ValueType, set[keyspacepb.KeyspaceState.ValueType]] = {
     keyspacepb.KeyspaceState.ENABLED: {keyspacepb.KeyspaceState.DISABLED},
     keyspacepb.KeyspaceState.DISABLED: {keyspacepb.KeyspaceState.ENABLED, keyspacepb.KeyspaceState.ARCHIVED},
     keyspacepb.KeyspaceState.ARCHIVED: {keyspacepb.KeyspaceState.TOMBSTONE},
-    keyspacepb.KeyspaceState.TOMBSTONE: set[int](),
+    keyspacepb.KeyspaceState.TOMBSTONE: set(),
 }
 
 
@@ -88,7 +88,9 @@ class Keyspaces:
             if keyspace_id >= start_id:
                 yield self._by_id[keyspace_id]
 
-    def set_state(self, keyspace: keyspacepb.KeyspaceMeta, state: keyspacepb.KeyspaceState) -> keyspacepb.KeyspaceMeta:
+    def set_state(
+        self, keyspace: keyspacepb.KeyspaceMeta, state: keyspacepb.KeyspaceState.ValueType
+    ) -> keyspacepb.KeyspaceMeta:
         """Return the keyspace in its new state.
 
         ENABLED and DISABLED go both ways, then ARCHIVED and TOMBSTONE one way; staying is always allowed.

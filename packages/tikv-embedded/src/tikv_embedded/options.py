@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 
 from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.errors import OptionError
+
+_T = TypeVar("_T")
 
 MAX_STORES = 100
 """More would be no cluster for one process."""
@@ -59,16 +62,11 @@ def check_options(
     modes = {mode.value: mode for mode in ApiMode}
     if api_version not in modes:
         raise OptionError(f"api_version must be one of {', '.join(modes)}, not {api_version!r}")
-    if isinstance(split_keys, (str, bytes)) or isinstance(keyspaces, (str, bytes)):
-        raise OptionError("split_keys and keyspaces are collections, not one string")
-    keys, names = tuple(split_keys), tuple(keyspaces)
-    for key in keys:
-        if not isinstance(key, bytes) or not key:
-            raise OptionError(f"a split key must be non-empty bytes, not {key!r}")
+    keys, names = _items("split_keys", split_keys, bytes), _items("keyspaces", keyspaces, str)
     if names and modes[api_version] is not ApiMode.V2:
         raise OptionError("keyspaces need api_version='v2'")
-    if not isinstance(host, str) or not host:
-        raise OptionError(f"host must be an address to listen on, not {host!r}")
+    if not host:
+        raise OptionError("host must be an address to listen on")
     return ClusterOptions(
         stores=stores,
         path=None if path is None else Path(path),
@@ -83,6 +81,17 @@ def check_options(
     )
 
 
-def _check_int(name: str, value: int, least: int, most: int) -> None:
+def _items(name: str, values: object, kind: type[_T]) -> tuple[_T, ...]:
+    """Return the values of a collection option; one string alone is the likeliest mistake."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise OptionError(f"{name} is a collection, not {values!r}")
+    items = tuple(values)
+    for item in items:
+        if not isinstance(item, kind) or not item:
+            raise OptionError(f"{name} holds non-empty {kind.__name__}, not {item!r}")
+    return items
+
+
+def _check_int(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise OptionError(f"{name} must be an integer from {least} to {most}, not {value!r}")

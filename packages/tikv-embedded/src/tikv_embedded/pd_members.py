@@ -90,7 +90,7 @@ class PdMembers:
             if forwarded_host != self.leader.url:
                 return Refusal(
                     grpc.StatusCode.INVALID_ARGUMENT,
-                    f"forwarded host {forwarded_host!r} is not the client URL of the PD leader: pd is not leader of cluster",
+                    f"forwarded host {forwarded_host!r} is not that of the PD leader: pd is not leader of cluster",
                 )
             member = self.leader
         if member != self.leader:

@@ -22,6 +22,7 @@ from tikv_embedded.keyspaces import Keyspaces
 from tikv_embedded.meta import store_to_pb
 from tikv_embedded.pd_header import error_header, header
 from tikv_embedded.pd_members import PdMember, PdMembers, Refusal
+from tikv_embedded.region import Region
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
 from tikv_embedded.topology import Topology
 from tikv_embedded.tso import TimestampOracle
@@ -45,7 +46,7 @@ class PdState:
         """The header of an answer without an error."""
         return header(self.topology.cluster_id)
 
-    def error(self, kind: pdpb.ErrorType, message: str) -> pdpb.ResponseHeader:
+    def error(self, kind: pdpb.ErrorType.ValueType, message: str) -> pdpb.ResponseHeader:
         """Return the header of a refusal."""
         return error_header(self.topology.cluster_id, kind, message)
 
@@ -53,7 +54,7 @@ class PdState:
         self, member: PdMember, request: Any, context: ServicerContext, *, follower_may: bool = False
     ) -> PdMember | Refusal:
         """Decide in whose role to answer a call; see `PdMembers.admit`."""
-        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        metadata = dict(context.invocation_metadata() or ())
         own, asked = self.topology.cluster_id, request.header.cluster_id
         return self.members.admit(member, own, asked, metadata, follower_may=follower_may)
 
@@ -256,7 +257,7 @@ class PdService:
     def _get_region_by_id(self, request: pdpb.GetRegionByIDRequest, follower: bool) -> pdpb.GetRegionResponse:
         return self._region(self._topology.regions.get(request.region_id), follower)
 
-    def _region(self, region: Any, follower: bool) -> pdpb.GetRegionResponse:
+    def _region(self, region: Region | None, follower: bool) -> pdpb.GetRegionResponse:
         return pd_regions.region_response(region, self._topology.cluster_id, is_follower=follower)
 
     def _scan_regions(self, request: pdpb.ScanRegionsRequest, _follower: bool) -> pdpb.ScanRegionsResponse:

@@ -123,11 +123,11 @@ class RawSession:
             raise ClusterIdMismatchError(
                 f"cluster id mismatch, need {self._topology.cluster_id} but got {context.cluster_id}"
             )
-        region: Region | errorpb.Error | None = self._led_region(context)
-        if region is None:
-            region = check_region(self._topology, self._store_id, context, is_read=rule.is_read)
-            if isinstance(region, errorpb.Error):
-                return rule.response(region_error=region), None
+        region = self._led_region(context) or check_region(
+            self._topology, self._store_id, context, is_read=rule.is_read
+        )
+        if not isinstance(region, Region):
+            return rule.response(region_error=region), None
         error = self._late(context) or self._misplaced(rule, region, request)
         if error is not None:
             return rule.response(region_error=error), None
@@ -149,7 +149,7 @@ class RawSession:
         return deadline_error(context, (time.monotonic() - self._received) * 1000)
 
     def _misplaced(self, rule: RawRule, region: Region, request: Any) -> errorpb.Error | None:
-        """Return the error of a key outside the Region; what its action refuses anyway cannot be compared with the bounds."""
+        """Return the error of a key outside the Region; keys that the action refuses anyway fit no bounds."""
         keys = rule.keys(request)
         if not self._is_v2:
             return rule.check(region, keys) if not request.context.api_version else None

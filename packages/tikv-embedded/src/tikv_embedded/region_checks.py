@@ -91,7 +91,7 @@ def check_split(
 
 
 def check_keys(region: Region, keys: Iterable[bytes]) -> errorpb.Error | None:
-    """Return KeyNotInRegion for the first of `keys` (encoded like the bounds) outside the range, None if all are inside."""
+    """Return KeyNotInRegion for the first of `keys` (encoded like the bounds) outside the range, else None."""
     start, end = region.start_key, region.end_key
     for key in keys:
         if key < start or (end and key >= end):
@@ -100,7 +100,7 @@ def check_keys(region: Region, keys: Iterable[bytes]) -> errorpb.Error | None:
 
 
 def check_seeks(region: Region, keys: Iterable[bytes]) -> errorpb.Error | None:
-    """Return KeyNotInRegion if a scan that begins at one of `keys` begins outside; the end of the Region is not outside."""
+    """Return KeyNotInRegion if a scan from one of `keys` begins outside; the end of the Region is not outside."""
     for key in keys:
         if key < region.start_key or (region.end_key and key > region.end_key):
             return key_not_in_region(key, region)

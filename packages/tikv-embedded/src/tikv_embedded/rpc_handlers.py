@@ -21,7 +21,7 @@ Handler: TypeAlias = "tuple[str, grpc.RpcMethodHandler[Any, Any]]"
 def unary(rpc: Rpc[Req, Resp], answer: Callable[[Req, ServicerContext], Awaitable[Resp]]) -> Handler:
     """Answer one request with one response."""
     method = grpc.unary_unary_rpc_method_handler(
-        answer,  # type: ignore[arg-type]  # the stubs know synchronous handlers alone
+        answer,
         request_deserializer=rpc.request.FromString,
         response_serializer=rpc.response.SerializeToString,
     )
@@ -29,28 +29,19 @@ def unary(rpc: Rpc[Req, Resp], answer: Callable[[Req, ServicerContext], Awaitabl
 
 
 def stream(
-    rpc: Rpc[Req, Resp], answer: Callable[[AsyncIterator[Req], ServicerContext], AsyncIterator[Resp]]
+    rpc: Rpc[Req, Resp],
+    answer: Callable[[AsyncIterator[Req], ServicerContext], AsyncIterator[Resp] | Awaitable[None]],
 ) -> Handler:
-    """Answer a stream of requests with a stream of responses."""
+    """Answer a stream of requests with a stream of responses, yielded or written to the context."""
     method = grpc.stream_stream_rpc_method_handler(
-        answer,  # type: ignore[arg-type]  # as above
+        answer,
         request_deserializer=rpc.request.FromString,
         response_serializer=rpc.response.SerializeToString,
     )
     return rpc.path, method
 
 
-def server_stream(rpc: Rpc[Req, Resp], answer: Callable[[Req, ServicerContext], AsyncIterator[Resp]]) -> Handler:
-    """Answer one request with a stream of responses."""
-    method = grpc.unary_stream_rpc_method_handler(
-        answer,  # type: ignore[arg-type]  # as above
-        request_deserializer=rpc.request.FromString,
-        response_serializer=rpc.response.SerializeToString,
-    )
-    return rpc.path, method
-
-
-def generic_handlers(handlers: list[Handler]) -> list[grpc.GenericRpcHandler[Any, Any]]:
+def generic_handlers(handlers: list[Handler]) -> list[grpc.GenericRpcHandler]:
     """Group handlers by service, for `grpc.aio.Server.add_generic_rpc_handlers`."""
     services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for path, method in handlers:

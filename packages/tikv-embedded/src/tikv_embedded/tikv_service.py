@@ -122,13 +122,13 @@ class TikvService:
 
     async def _target(self, context: ServicerContext) -> TikvService:
         """Return the service that answers: this store's, or that of the store the caller wants to reach through it."""
-        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        metadata = dict(context.invocation_metadata() or ())
         address = metadata.get(FORWARDED_HOST)
         if not address:
             return self
         target = self._state.find_service(str(address))
         if target is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"cannot forward to {address}")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"cannot forward to {address!r}")
         return target
 
 

@@ -1,9 +1,9 @@
 """The timestamp oracle: unique, growing timestamps for the whole cluster, over restarts too.
 
-A timestamp is a physical time in milliseconds and a logical counter of 18 bits. Every 50 ms the physical part catches up
-with the wall clock and the counter starts again; in between only the counter grows. The physical part stays below a bound
-that was persisted beforehand, and a restart begins at that bound if the wall clock is not past it yet, so a timestamp never
-comes twice nor goes back, whatever the clock does.
+A timestamp is a physical time in milliseconds and a logical counter of 18 bits. Every 50 ms the physical part catches
+up with the wall clock and the counter starts again; in between only the counter grows. The physical part stays below a
+bound that was persisted beforehand, and a restart begins at that bound if the wall clock is not past it yet, so a
+timestamp never comes twice nor goes back, whatever the clock does.
 
 Source: tikv/pd pkg/tso/tso.go.
 """
