@@ -1,0 +1,139 @@
+r"""The command `tikv-embedded`, also `python -m tikv_embedded`.
+
+`tikv-embedded serve` runs a cluster in the foreground. Once every port answers it prints one line to stdout, `ready
+URL`, and nothing else ever; SIGINT and SIGTERM stop it with exit status 0. What it refuses it says in one line on
+stderr: with status 2 for a bad option, 1 for a port, an address or a data directory that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tikv_embedded.api_mode import ApiMode
+from tikv_embedded.cluster import EmbeddedCluster
+from tikv_embedded.errors import EmbeddedError, OptionError
+
+_PROGRAM = "tikv-embedded"
+_BAD_OPTION = 2
+_CANNOT_SERVE = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        arguments: The words after the program's name; None takes them from `sys.argv`.
+    """
+    options = _parser().parse_args(arguments)
+    host, port = options.pd
+    # gRPC's C core logs what also comes as an exception; it reads this when its first server is made.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        cluster = EmbeddedCluster(
+            stores=options.stores,
+            path=options.path,
+            api_version=options.api_version,
+            pd_members=options.pd_members,
+            split_keys=options.split_keys,
+            host=host,
+            pd_port=port,
+        )
+        asyncio.run(_serve(cluster))
+    except OptionError as error:
+        return _refuse(str(error), _BAD_OPTION)
+    except EmbeddedError as error:
+        return _refuse(str(error), _CANNOT_SERVE)
+    except OSError as error:
+        return _refuse(f"cannot listen on {host}:{port}: {error.strerror or error}", _CANNOT_SERVE)
+    return 0
+
+
+async def _serve(cluster: EmbeddedCluster) -> None:
+    """Run the cluster until a signal asks to stop."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    async with cluster:
+        print(f"ready {cluster.url}", flush=True)
+        await stopped.wait()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the options in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_BAD_OPTION, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=_PROGRAM, description="A TiKV-compatible cluster in one process.")
+    version = importlib.metadata.version("tikv-embedded")
+    parser.add_argument("--version", action="version", version=f"{_PROGRAM} {version}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve", help="run a cluster in the foreground", description="Run a cluster until SIGINT or SIGTERM."
+    )
+    serve.add_argument("--path", metavar="DIR", help="data directory, made if needed (default: keep data in memory)")
+    serve.add_argument(
+        "--pd",
+        metavar="HOST:PORT",
+        type=_address,
+        default="127.0.0.1:0",
+        help="where PD listens; the stores take free ports of the same host (default: %(default)s, 0 = a free port)",
+    )
+    serve.add_argument("--stores", metavar="N", type=int, default=3, help="TiKV stores (default: %(default)s)")
+    serve.add_argument(
+        "--api-version",
+        choices=[mode.value for mode in ApiMode],
+        default=ApiMode.V1.value,
+        help="storage mode, fixed for a data directory (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--pd-members",
+        type=int,
+        choices=(1, 3),
+        default=1,
+        help="PD servers; the further ones take the next ports (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--split-keys",
+        metavar="K1,K2,...",
+        type=_split_keys,
+        default=(),
+        help=r"raw keys at which Regions begin; \xNN stands for a byte",
+    )
+    return parser
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Read HOST:PORT, an IPv6 host in brackets."""
+    matched = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]/]+)):(\d{1,5})", text)
+    if matched is None or int(matched[3]) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return matched[1] or matched[2], int(matched[3])
+
+
+def _split_keys(text: str) -> tuple[bytes, ...]:
+    r"""Read keys separated by commas; `\xNN` stands for any byte, also a comma or a backslash."""
+    keys = os.fsencode(text).split(b",")
+    if not all(keys):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty key")
+    return tuple(re.sub(rb"\\x([0-9a-fA-F]{2})", lambda found: bytes.fromhex(found[1].decode()), key) for key in keys)
+
+
+def _refuse(reason: str, status: int) -> int:
+    print(f"{_PROGRAM}: {' '.join(reason.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
