@@ -120,7 +120,10 @@ class TxnV1Codec(PlainCodec):
 
     def decode_region_range(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Return both bounds decoded; empty ones stay empty."""
-        return memcomparable_decode(start) if start else b"", memcomparable_decode(end) if end else b""
+        last = memcomparable_decode(end) if end else b""
+        if end and not last:
+            return None
+        return memcomparable_decode(start) if start else b"", last
 
 
 class KeyspaceCodec:
