@@ -107,7 +107,9 @@ class RpcClient:
         if entry.leader_store is not leader_store:
             # Another call moved the leader while this one asked PD.
             return await self.find_route(entry, call)
-        route = Route(self.store(address), context_field(self._cluster_id, self._codec, entry))
+        route = Route(
+            self.store(address), context_field(self._cluster_id, self._codec, entry, self.config.attempt_timeout)
+        )
         entry.attachment = route
         return route
 

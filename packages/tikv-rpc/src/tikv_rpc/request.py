@@ -46,11 +46,14 @@ class Request(Generic[Resp]):
         """What a lost answer means."""
 
 
-MAX_EXECUTION: Final = 20_000
-"""Milliseconds after which a store gives up a request it has not begun. Source: client-go MaxWriteExecutionTime."""
+_EXECUTION_SHARE: Final = 2 / 3
+"""Part of an attempt's time within which a store must begin its work. Source: client-go, 20 s of a write's 30 s.
+
+A store must not still begin a write that the client has given up and sent again: it would undo what came after.
+"""
 
 
-def context_field(cluster_id: int, codec: KeyCodec, entry: RegionEntry) -> bytes:
+def context_field(cluster_id: int, codec: KeyCodec, entry: RegionEntry, attempt_timeout: float) -> bytes:
     """Return field 1 of a request, the Context for the leader of a Region, as bytes."""
     peer = entry.leader_peer
     context = kvrpcpb.Context(
@@ -66,7 +69,7 @@ def context_field(cluster_id: int, codec: KeyCodec, entry: RegionEntry) -> bytes
         api_version=codec.api_version,  # type: ignore[arg-type]  # an int of the enum, as on the wire
         keyspace_id=codec.keyspace_id,
         keyspace_name=codec.keyspace_name,
-        max_execution_duration_ms=MAX_EXECUTION,
+        max_execution_duration_ms=int(attempt_timeout * _EXECUTION_SHARE * 1000),
     ).SerializeToString()
     return b"\x0a" + varint(len(context)) + context
 
