@@ -1,7 +1,7 @@
 """What gRPC itself costs: unary calls, and a BatchCommands stream that is filled and drained with no client logic.
 
-The bare pump is the limit that the SDK is measured against: it builds each request and reads each value, and does nothing
-else. Requests carry the same Context as the SDK's, in a cluster of one Region.
+The bare pump is the limit that the SDK is measured against: it builds each request and reads each value, and does
+nothing else. Requests carry the same Context as the SDK's, in a cluster of one Region.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class BareStore:
                 sent += count
                 if sent - done < window and sent < operations:
                     continue
-            answer = await stream.read()
+            answer: Any = await stream.read()
             for response in answer.responses:
                 body = getattr(response, field)
                 if body.error or body.HasField("region_error"):

@@ -1,7 +1,7 @@
 """The raw client beside grpc.aio unary calls and the bare BatchCommands pump, in one run against one server.
 
-Run with `nox -s bench`. The server, `tikv-embedded`, is a process of its own. Machines are noisy: compare figures within
-one run, by the ratios the last table gives.
+Run with `nox -s bench`. The server, `tikv-embedded`, is a process of its own. Machines are noisy: compare figures
+within one run, by the ratios the last table gives.
 """
 
 from __future__ import annotations
