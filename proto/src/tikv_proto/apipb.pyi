@@ -18,6 +18,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class KeyspaceIdentity(_message.Message):
+    """Both ids are above zero; keyspace_id has 24 bits."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAMESPACE_ID_FIELD_NUMBER: _builtins.int

@@ -73,6 +73,8 @@ Global___WaitForEntriesResponse: _TypeAlias = WaitForEntriesResponse  # noqa: Y0
 
 @_typing.final
 class WaitForEntry(_message.Message):
+    """One transaction waits for another."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TXN_FIELD_NUMBER: _builtins.int
@@ -82,11 +84,17 @@ class WaitForEntry(_message.Message):
     RESOURCE_GROUP_TAG_FIELD_NUMBER: _builtins.int
     WAIT_TIME_FIELD_NUMBER: _builtins.int
     txn: _builtins.int
+    """start_ts of the one that waits."""
     wait_for_txn: _builtins.int
+    """start_ts of the one that holds the lock."""
     key_hash: _builtins.int
+    """FarmHash fingerprint (64 bits) of the key."""
     key: _builtins.bytes
+    """The key waited for, as the client sees it."""
     resource_group_tag: _builtins.bytes
+    """From the Context of the request that waits."""
     wait_time: _builtins.int
+    """Milliseconds so far."""
     def __init__(
         self,
         *,
@@ -155,6 +163,8 @@ Global___ReplaceLocksByKeysRequest: _TypeAlias = ReplaceLocksByKeysRequest  # no
 
 @_typing.final
 class DeadlockRequest(_message.Message):
+    """Between stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TP_FIELD_NUMBER: _builtins.int
@@ -182,6 +192,8 @@ Global___DeadlockRequest: _TypeAlias = DeadlockRequest  # noqa: Y015
 
 @_typing.final
 class DeadlockResponse(_message.Message):
+    """Between stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRY_FIELD_NUMBER: _builtins.int

@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class NotLeader(_message.Message):
-    """The peer asked is not the leader. `leader` is absent while none is known."""
+    """The peer that was asked does not lead the Region."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -32,7 +32,9 @@ class NotLeader(_message.Message):
     LEADER_FIELD_NUMBER: _builtins.int
     region_id: _builtins.int
     @_builtins.property
-    def leader(self) -> _metapb.Peer: ...
+    def leader(self) -> _metapb.Peer:
+        """Who leads, as far as this peer knows; absent during an election."""
+
     def __init__(
         self,
         *,
@@ -49,6 +51,8 @@ Global___NotLeader: _TypeAlias = NotLeader  # noqa: Y015
 
 @_typing.final
 class IsWitness(_message.Message):
+    """The peer that was asked keeps no data."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ID_FIELD_NUMBER: _builtins.int
@@ -68,7 +72,9 @@ Global___IsWitness: _TypeAlias = IsWitness  # noqa: Y015
 
 @_typing.final
 class BucketVersionNotMatch(_message.Message):
-    """The bucket boundaries of the request are outdated."""
+    """The bucket boundaries of the request are outdated; `keys` has those of `version`. Only
+    coprocessor requests are checked.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -93,13 +99,17 @@ Global___BucketVersionNotMatch: _TypeAlias = BucketVersionNotMatch  # noqa: Y015
 
 @_typing.final
 class DiskFull(_message.Message):
+    """A store is short of disk space and the request's disk_full_opt does not insist."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STORE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     @_builtins.property
-    def store_id(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def store_id(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The stores that are short of space."""
+
     def __init__(
         self,
         *,
@@ -116,7 +126,9 @@ Global___DiskFull: _TypeAlias = DiskFull  # noqa: Y015
 
 @_typing.final
 class StoreNotMatch(_message.Message):
-    """The address leads to another store than the one named in Context.peer."""
+    """The address leads to another store than the one in Context.peer: stores moved, and the address
+    must be looked up again.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -140,7 +152,7 @@ Global___StoreNotMatch: _TypeAlias = StoreNotMatch  # noqa: Y015
 
 @_typing.final
 class RegionNotFound(_message.Message):
-    """The store holds no peer of this Region."""
+    """The store holds no peer of this Region: it moved away or was merged into a neighbor."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -161,6 +173,8 @@ Global___RegionNotFound: _TypeAlias = RegionNotFound  # noqa: Y015
 
 @_typing.final
 class RegionNotInitialized(_message.Message):
+    """The peer is new and has not received its data yet."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ID_FIELD_NUMBER: _builtins.int
@@ -180,7 +194,7 @@ Global___RegionNotInitialized: _TypeAlias = RegionNotInitialized  # noqa: Y015
 
 @_typing.final
 class KeyNotInRegion(_message.Message):
-    """The key lies outside the Region; bounds are encoded as in metapb.Region."""
+    """The key lies outside the Region."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -191,6 +205,7 @@ class KeyNotInRegion(_message.Message):
     key: _builtins.bytes
     region_id: _builtins.int
     start_key: _builtins.bytes
+    """Bounds of the Region, encoded as in metapb.Region."""
     end_key: _builtins.bytes
     def __init__(
         self,
@@ -210,15 +225,17 @@ Global___KeyNotInRegion: _TypeAlias = KeyNotInRegion  # noqa: Y015
 
 @_typing.final
 class EpochNotMatch(_message.Message):
-    """The Region was split or merged since. current_regions holds what the store knows now; empty when the
-    store is behind the client.
-    """
+    """The Region was split or merged since."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CURRENT_REGIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def current_regions(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Region]: ...
+    def current_regions(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Region]:
+        """When the request was behind: the Region as it is now, with the pieces that were split from it.
+        Empty when the store itself is behind; PD is to be asked after a pause.
+        """
+
     def __init__(
         self,
         *,
@@ -234,7 +251,9 @@ Global___EpochNotMatch: _TypeAlias = EpochNotMatch  # noqa: Y015
 
 @_typing.final
 class ServerIsBusy(_message.Message):
-    """The store sheds load. estimated_wait_ms is set only when a busy threshold was asked for."""
+    """The store sheds load, or the request ran out of its max_execution_duration_ms ("deadline is
+    exceeded").
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -244,8 +263,13 @@ class ServerIsBusy(_message.Message):
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     backoff_ms: _builtins.int
+    """How long the store asks to be left alone, in milliseconds; zero when it does not say."""
     estimated_wait_ms: _builtins.int
+    """Estimated wait in the read queue, in milliseconds. Set only when the request had a
+    busy_threshold_ms.
+    """
     applied_index: _builtins.int
+    """Raft index applied here; a replica read that carries it need not ask the leader again."""
     def __init__(
         self,
         *,
@@ -264,7 +288,7 @@ Global___ServerIsBusy: _TypeAlias = ServerIsBusy  # noqa: Y015
 
 @_typing.final
 class StaleCommand(_message.Message):
-    """The leader changed its term while the command waited. Nothing was applied."""
+    """The raft term moved on while the command waited; it is to be sent again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -281,7 +305,9 @@ Global___StaleCommand: _TypeAlias = StaleCommand  # noqa: Y015
 
 @_typing.final
 class RaftEntryTooLarge(_message.Message):
-    """The write does not fit a raft entry. Splitting it is the only cure."""
+    """The write exceeds the size of a raft entry (8 MiB unless configured). Sending less at once is the
+    only cure.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -289,6 +315,7 @@ class RaftEntryTooLarge(_message.Message):
     ENTRY_SIZE_FIELD_NUMBER: _builtins.int
     region_id: _builtins.int
     entry_size: _builtins.int
+    """Size of the refused entry in bytes."""
     def __init__(
         self,
         *,
@@ -305,6 +332,10 @@ Global___RaftEntryTooLarge: _TypeAlias = RaftEntryTooLarge  # noqa: Y015
 
 @_typing.final
 class MaxTimestampNotSynced(_message.Message):
+    """The leader is new and has not fetched a timestamp yet, without which it cannot choose commit
+    timestamps. Passes within milliseconds.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -320,6 +351,8 @@ Global___MaxTimestampNotSynced: _TypeAlias = MaxTimestampNotSynced  # noqa: Y015
 
 @_typing.final
 class ReadIndexNotReady(_message.Message):
+    """A replica read came while a split or merge was being applied."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
@@ -342,6 +375,8 @@ Global___ReadIndexNotReady: _TypeAlias = ReadIndexNotReady  # noqa: Y015
 
 @_typing.final
 class ProposalInMergingMode(_message.Message):
+    """The Region is about to be merged and takes no writes."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ID_FIELD_NUMBER: _builtins.int
@@ -361,7 +396,7 @@ Global___ProposalInMergingMode: _TypeAlias = ProposalInMergingMode  # noqa: Y015
 
 @_typing.final
 class DataIsNotReady(_message.Message):
-    """A stale read asked for a timestamp the replica has not reached."""
+    """A stale read asked for a timestamp that this replica has not reached."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -371,6 +406,7 @@ class DataIsNotReady(_message.Message):
     region_id: _builtins.int
     peer_id: _builtins.int
     safe_ts: _builtins.int
+    """Stale reads up to this timestamp work here."""
     def __init__(
         self,
         *,
@@ -388,6 +424,8 @@ Global___DataIsNotReady: _TypeAlias = DataIsNotReady  # noqa: Y015
 
 @_typing.final
 class RecoveryInProgress(_message.Message):
+    """The Region is being restored from a snapshot."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ID_FIELD_NUMBER: _builtins.int
@@ -407,6 +445,8 @@ Global___RecoveryInProgress: _TypeAlias = RecoveryInProgress  # noqa: Y015
 
 @_typing.final
 class FlashbackInProgress(_message.Message):
+    """The Region is being rewound to an earlier version."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ID_FIELD_NUMBER: _builtins.int
@@ -429,6 +469,8 @@ Global___FlashbackInProgress: _TypeAlias = FlashbackInProgress  # noqa: Y015
 
 @_typing.final
 class FlashbackNotPrepared(_message.Message):
+    """A flashback was asked for that had not been prepared."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ID_FIELD_NUMBER: _builtins.int
@@ -448,7 +490,9 @@ Global___FlashbackNotPrepared: _TypeAlias = FlashbackNotPrepared  # noqa: Y015
 
 @_typing.final
 class MismatchPeerId(_message.Message):
-    """The store holds another peer of the Region than the one asked."""
+    """The store holds another peer of the Region than the one that was asked: the Region left and came
+    back.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -472,7 +516,7 @@ Global___MismatchPeerId: _TypeAlias = MismatchPeerId  # noqa: Y015
 
 @_typing.final
 class UndeterminedResult(_message.Message):
-    """The write was proposed but its outcome is unknown."""
+    """The write was proposed and its outcome is unknown: it may or may not take effect."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -493,6 +537,10 @@ Global___UndeterminedResult: _TypeAlias = UndeterminedResult  # noqa: Y015
 
 @_typing.final
 class Error(_message.Message):
+    """At most one field besides `message` is set; an error with `message` alone is one that has no
+    type.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_FIELD_NUMBER: _builtins.int
@@ -518,6 +566,7 @@ class Error(_message.Message):
     BUCKET_VERSION_NOT_MATCH_FIELD_NUMBER: _builtins.int
     UNDETERMINED_RESULT_FIELD_NUMBER: _builtins.int
     message: _builtins.str
+    """For people; always set."""
     @_builtins.property
     def not_leader(self) -> Global___NotLeader: ...
     @_builtins.property

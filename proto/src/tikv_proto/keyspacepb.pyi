@@ -28,21 +28,32 @@ class _KeyspaceState:
 class _KeyspaceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyspaceState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ENABLED: _KeyspaceState.ValueType  # 0
+    """In use."""
     DISABLED: _KeyspaceState.ValueType  # 1
+    """Refused to clients; nothing is deleted."""
     ARCHIVED: _KeyspaceState.ValueType  # 2
+    """Waits for its deletion."""
     TOMBSTONE: _KeyspaceState.ValueType  # 3
+    """Deleted."""
 
-class KeyspaceState(_KeyspaceState, metaclass=_KeyspaceStateEnumTypeWrapper): ...
+class KeyspaceState(_KeyspaceState, metaclass=_KeyspaceStateEnumTypeWrapper):
+    """Life cycle. ENABLED and DISABLED lead to each other; DISABLED leads on to ARCHIVED, ARCHIVED to
+    TOMBSTONE.
+    """
 
 ENABLED: KeyspaceState.ValueType  # 0
+"""In use."""
 DISABLED: KeyspaceState.ValueType  # 1
+"""Refused to clients; nothing is deleted."""
 ARCHIVED: KeyspaceState.ValueType  # 2
+"""Waits for its deletion."""
 TOMBSTONE: KeyspaceState.ValueType  # 3
+"""Deleted."""
 Global___KeyspaceState: _TypeAlias = KeyspaceState  # noqa: Y015
 
 @_typing.final
 class KeyspaceMeta(_message.Message):
-    """id has 24 bits; name is unique; 0 is DEFAULT."""
+    """A keyspace. Its keys start with x (transactional) or r (raw) and the three bytes of its id."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -74,14 +85,22 @@ class KeyspaceMeta(_message.Message):
     STATE_CHANGED_AT_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     id: _builtins.int
+    """24 bits. 0 is the keyspace DEFAULT, which always exists."""
     name: _builtins.str
+    """Unique. Up to 20 letters, digits, dashes and underscores."""
     state: Global___KeyspaceState.ValueType
     created_at: _builtins.int
+    """Unix time in seconds."""
     state_changed_at: _builtins.int
+    """Unix time in seconds."""
     @_builtins.property
-    def keyspace_identity(self) -> _apipb.KeyspaceIdentity: ...
+    def keyspace_identity(self) -> _apipb.KeyspaceIdentity:
+        """API V3 only."""
+
     @_builtins.property
-    def config(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def config(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free settings, such as gc_management_type."""
+
     def __init__(
         self,
         *,
@@ -105,6 +124,8 @@ Global___KeyspaceMeta: _TypeAlias = KeyspaceMeta  # noqa: Y015
 
 @_typing.final
 class NamespaceMeta(_message.Message):
+    """A group of keyspaces under API V3."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -160,6 +181,8 @@ Global___NamespaceMeta: _TypeAlias = NamespaceMeta  # noqa: Y015
 
 @_typing.final
 class NamespaceRef(_message.Message):
+    """Names a namespace by id or by name."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAMESPACE_ID_FIELD_NUMBER: _builtins.int
@@ -404,6 +427,8 @@ Global___UpdateNamespaceStateResponse: _TypeAlias = UpdateNamespaceStateResponse
 
 @_typing.final
 class LoadKeyspaceRequest(_message.Message):
+    """Asks for one keyspace by its name."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -413,7 +438,9 @@ class LoadKeyspaceRequest(_message.Message):
     @_builtins.property
     def header(self) -> _pdpb.RequestHeader: ...
     @_builtins.property
-    def namespace(self) -> Global___NamespaceRef: ...
+    def namespace(self) -> Global___NamespaceRef:
+        """API V3 only."""
+
     def __init__(
         self,
         *,
@@ -431,6 +458,8 @@ Global___LoadKeyspaceRequest: _TypeAlias = LoadKeyspaceRequest  # noqa: Y015
 
 @_typing.final
 class LoadKeyspaceByIDRequest(_message.Message):
+    """Asks for one keyspace by its id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -460,6 +489,10 @@ Global___LoadKeyspaceByIDRequest: _TypeAlias = LoadKeyspaceByIDRequest  # noqa: 
 
 @_typing.final
 class LoadKeyspaceResponse(_message.Message):
+    """The header carries ENTRY_NOT_FOUND when there is none, and also for a name whose Regions have not
+    been split at the bounds of the keyspace yet.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -484,6 +517,8 @@ Global___LoadKeyspaceResponse: _TypeAlias = LoadKeyspaceResponse  # noqa: Y015
 
 @_typing.final
 class LookupKeyspaceRequest(_message.Message):
+    """Asks for all keyspaces of one name, in all namespaces."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -531,6 +566,8 @@ Global___LookupKeyspaceResponse: _TypeAlias = LookupKeyspaceResponse  # noqa: Y0
 
 @_typing.final
 class WatchKeyspacesRequest(_message.Message):
+    """Opens a stream of all keyspaces and their changes."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -551,6 +588,8 @@ Global___WatchKeyspacesRequest: _TypeAlias = WatchKeyspacesRequest  # noqa: Y015
 
 @_typing.final
 class WatchKeyspacesResponse(_message.Message):
+    """The first one holds all keyspaces, later ones those that changed."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -575,6 +614,10 @@ Global___WatchKeyspacesResponse: _TypeAlias = WatchKeyspacesResponse  # noqa: Y0
 
 @_typing.final
 class UpdateKeyspaceStateRequest(_message.Message):
+    """Moves a keyspace to another state; moving it to the state it is in succeeds. DEFAULT cannot be
+    moved.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -607,6 +650,8 @@ Global___UpdateKeyspaceStateRequest: _TypeAlias = UpdateKeyspaceStateRequest  # 
 
 @_typing.final
 class UpdateKeyspaceStateResponse(_message.Message):
+    """The keyspace after the change."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -631,6 +676,8 @@ Global___UpdateKeyspaceStateResponse: _TypeAlias = UpdateKeyspaceStateResponse  
 
 @_typing.final
 class GetAllKeyspacesRequest(_message.Message):
+    """Lists keyspaces in ascending order of id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -639,7 +686,9 @@ class GetAllKeyspacesRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     NAMESPACE_FIELD_NUMBER: _builtins.int
     start_id: _builtins.int
+    """First id to list."""
     limit: _builtins.int
+    """How many at most; zero lists all."""
     @_builtins.property
     def header(self) -> _pdpb.RequestHeader: ...
     @_builtins.property

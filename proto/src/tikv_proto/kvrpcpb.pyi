@@ -39,12 +39,17 @@ class _PessimisticLockWakeUpMode:
 class _PessimisticLockWakeUpModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PessimisticLockWakeUpMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     WakeUpModeNormal: _PessimisticLockWakeUpMode.ValueType  # 0
+    """Fails with a WriteConflict, for the client to try again at a newer timestamp."""
     WakeUpModeForceLock: _PessimisticLockWakeUpMode.ValueType  # 1
+    """Takes the lock inside the server, conflict or not. One key only."""
 
-class PessimisticLockWakeUpMode(_PessimisticLockWakeUpMode, metaclass=_PessimisticLockWakeUpModeEnumTypeWrapper): ...
+class PessimisticLockWakeUpMode(_PessimisticLockWakeUpMode, metaclass=_PessimisticLockWakeUpModeEnumTypeWrapper):
+    """What a waiting pessimistic lock request does when the lock ahead of it goes away."""
 
 WakeUpModeNormal: PessimisticLockWakeUpMode.ValueType  # 0
+"""Fails with a WriteConflict, for the client to try again at a newer timestamp."""
 WakeUpModeForceLock: PessimisticLockWakeUpMode.ValueType  # 1
+"""Takes the lock inside the server, conflict or not. One key only."""
 Global___PessimisticLockWakeUpMode: _TypeAlias = PessimisticLockWakeUpMode  # noqa: Y015
 
 class _PessimisticLockKeyResultType:
@@ -54,14 +59,21 @@ class _PessimisticLockKeyResultType:
 class _PessimisticLockKeyResultTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PessimisticLockKeyResultType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     LockResultNormal: _PessimisticLockKeyResultType.ValueType  # 0
+    """Locked; nobody wrote the key since for_update_ts."""
     LockResultLockedWithConflict: _PessimisticLockKeyResultType.ValueType  # 1
+    """Locked, although somebody wrote the key since."""
     LockResultFailed: _PessimisticLockKeyResultType.ValueType  # 2
+    """Not locked; the error is beside the results."""
 
-class PessimisticLockKeyResultType(_PessimisticLockKeyResultType, metaclass=_PessimisticLockKeyResultTypeEnumTypeWrapper): ...
+class PessimisticLockKeyResultType(_PessimisticLockKeyResultType, metaclass=_PessimisticLockKeyResultTypeEnumTypeWrapper):
+    """Outcome for one key under WakeUpModeForceLock."""
 
 LockResultNormal: PessimisticLockKeyResultType.ValueType  # 0
+"""Locked; nobody wrote the key since for_update_ts."""
 LockResultLockedWithConflict: PessimisticLockKeyResultType.ValueType  # 1
+"""Locked, although somebody wrote the key since."""
 LockResultFailed: PessimisticLockKeyResultType.ValueType  # 2
+"""Not locked; the error is beside the results."""
 Global___PessimisticLockKeyResultType: _TypeAlias = PessimisticLockKeyResultType  # noqa: Y015
 
 class _CommitRole:
@@ -74,7 +86,8 @@ class _CommitRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommitRole
     Primary: _CommitRole.ValueType  # 1
     Secondary: _CommitRole.ValueType  # 2
 
-class CommitRole(_CommitRole, metaclass=_CommitRoleEnumTypeWrapper): ...
+class CommitRole(_CommitRole, metaclass=_CommitRoleEnumTypeWrapper):
+    """Which keys of its transaction a CommitRequest carries."""
 
 Unknown: CommitRole.ValueType  # 0
 Primary: CommitRole.ValueType  # 1
@@ -103,16 +116,25 @@ class _APIVersion:
 class _APIVersionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_APIVersion.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     V1: _APIVersion.ValueType  # 0
+    """Plain keys. Raw and transactional data must not share a cluster."""
     V1TTL: _APIVersion.ValueType  # 1
+    """A V1 store that keeps expiry times of raw keys. Never sent: such a store expects V1."""
     V2: _APIVersion.ValueType  # 2
+    """Keys start with a mode byte and a keyspace id."""
     V3: _APIVersion.ValueType  # 3
+    """The server puts the prefix on keys. Not offered by TiKV so far."""
 
-class APIVersion(_APIVersion, metaclass=_APIVersionEnumTypeWrapper): ...
+class APIVersion(_APIVersion, metaclass=_APIVersionEnumTypeWrapper):
+    """How keys and values are laid out. Requests carry V1 or V2."""
 
 V1: APIVersion.ValueType  # 0
+"""Plain keys. Raw and transactional data must not share a cluster."""
 V1TTL: APIVersion.ValueType  # 1
+"""A V1 store that keeps expiry times of raw keys. Never sent: such a store expects V1."""
 V2: APIVersion.ValueType  # 2
+"""Keys start with a mode byte and a keyspace id."""
 V3: APIVersion.ValueType  # 3
+"""The server puts the prefix on keys. Not offered by TiKV so far."""
 Global___APIVersion: _TypeAlias = APIVersion  # noqa: Y015
 
 class _CommandPri:
@@ -125,7 +147,8 @@ class _CommandPriEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommandPri
     Low: _CommandPri.ValueType  # 1
     High: _CommandPri.ValueType  # 2
 
-class CommandPri(_CommandPri, metaclass=_CommandPriEnumTypeWrapper): ...
+class CommandPri(_CommandPri, metaclass=_CommandPriEnumTypeWrapper):
+    """Order in which a store serves requests."""
 
 Normal: CommandPri.ValueType  # 0
 Low: CommandPri.ValueType  # 1
@@ -139,14 +162,21 @@ class _IsolationLevel:
 class _IsolationLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IsolationLevel.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SI: _IsolationLevel.ValueType  # 0
+    """Snapshot isolation: a lock from before the read's timestamp is in its way."""
     RC: _IsolationLevel.ValueType  # 1
+    """The newest committed version up to the timestamp; locks are ignored."""
     RCCheckTS: _IsolationLevel.ValueType  # 2
+    """Fails with a WriteConflict if there is a newer version or a lock."""
 
-class IsolationLevel(_IsolationLevel, metaclass=_IsolationLevelEnumTypeWrapper): ...
+class IsolationLevel(_IsolationLevel, metaclass=_IsolationLevelEnumTypeWrapper):
+    """What a read may see."""
 
 SI: IsolationLevel.ValueType  # 0
+"""Snapshot isolation: a lock from before the read's timestamp is in its way."""
 RC: IsolationLevel.ValueType  # 1
+"""The newest committed version up to the timestamp; locks are ignored."""
 RCCheckTS: IsolationLevel.ValueType  # 2
+"""Fails with a WriteConflict if there is a newer version or a lock."""
 Global___IsolationLevel: _TypeAlias = IsolationLevel  # noqa: Y015
 
 class _DiskFullOpt:
@@ -159,7 +189,8 @@ class _DiskFullOptEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DiskFullO
     AllowedOnAlmostFull: _DiskFullOpt.ValueType  # 1
     AllowedOnAlreadyFull: _DiskFullOpt.ValueType  # 2
 
-class DiskFullOpt(_DiskFullOpt, metaclass=_DiskFullOptEnumTypeWrapper): ...
+class DiskFullOpt(_DiskFullOpt, metaclass=_DiskFullOptEnumTypeWrapper):
+    """Which shortage of disk space a write disregards."""
 
 NotAllowedOnFull: DiskFullOpt.ValueType  # 0
 AllowedOnAlmostFull: DiskFullOpt.ValueType  # 1
@@ -174,25 +205,42 @@ class _OpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Op.ValueType], _bu
     DESCRIPTOR: _descriptor.EnumDescriptor
     Put: _Op.ValueType  # 0
     Del: _Op.ValueType  # 1
+    """Deletes the key."""
     Lock: _Op.ValueType  # 2
+    """Locks the key without changing it."""
     Rollback: _Op.ValueType  # 3
+    """Marks a transaction as rolled back on the key."""
     Insert: _Op.ValueType  # 4
+    """Puts, and fails if the key exists."""
     PessimisticLock: _Op.ValueType  # 5
+    """Locks the key ahead of the prewrite."""
     CheckNotExists: _Op.ValueType  # 6
+    """Writes nothing, and fails if the key exists."""
     SharedLock: _Op.ValueType  # 7
+    """As Lock, beside other shared locks."""
     SharedPessimisticLock: _Op.ValueType  # 8
+    """As PessimisticLock, beside other shared locks."""
 
-class Op(_Op, metaclass=_OpEnumTypeWrapper): ...
+class Op(_Op, metaclass=_OpEnumTypeWrapper):
+    """What a mutation does, and what a lock or a version stands for."""
 
 Put: Op.ValueType  # 0
 Del: Op.ValueType  # 1
+"""Deletes the key."""
 Lock: Op.ValueType  # 2
+"""Locks the key without changing it."""
 Rollback: Op.ValueType  # 3
+"""Marks a transaction as rolled back on the key."""
 Insert: Op.ValueType  # 4
+"""Puts, and fails if the key exists."""
 PessimisticLock: Op.ValueType  # 5
+"""Locks the key ahead of the prewrite."""
 CheckNotExists: Op.ValueType  # 6
+"""Writes nothing, and fails if the key exists."""
 SharedLock: Op.ValueType  # 7
+"""As Lock, beside other shared locks."""
 SharedPessimisticLock: Op.ValueType  # 8
+"""As PessimisticLock, beside other shared locks."""
 Global___Op: _TypeAlias = Op  # noqa: Y015
 
 class _Assertion:
@@ -204,7 +252,8 @@ class _AssertionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Assertion.V
     Exist: _Assertion.ValueType  # 1
     NotExist: _Assertion.ValueType  # 2
 
-class Assertion(_Assertion, metaclass=_AssertionEnumTypeWrapper): ...
+class Assertion(_Assertion, metaclass=_AssertionEnumTypeWrapper):
+    """What the client believes about a key before its mutation."""
 
 Exist: Assertion.ValueType  # 1
 NotExist: Assertion.ValueType  # 2
@@ -218,13 +267,18 @@ class _AssertionLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Assert
     DESCRIPTOR: _descriptor.EnumDescriptor
     Off: _AssertionLevel.ValueType  # 0
     Fast: _AssertionLevel.ValueType  # 1
+    """Only where the check costs no extra read."""
     Strict: _AssertionLevel.ValueType  # 2
+    """Always."""
 
-class AssertionLevel(_AssertionLevel, metaclass=_AssertionLevelEnumTypeWrapper): ...
+class AssertionLevel(_AssertionLevel, metaclass=_AssertionLevelEnumTypeWrapper):
+    """How far assertions are checked."""
 
 Off: AssertionLevel.ValueType  # 0
 Fast: AssertionLevel.ValueType  # 1
+"""Only where the check costs no extra read."""
 Strict: AssertionLevel.ValueType  # 2
+"""Always."""
 Global___AssertionLevel: _TypeAlias = AssertionLevel  # noqa: Y015
 
 class _Action:
@@ -235,19 +289,30 @@ class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Action.ValueTy
     DESCRIPTOR: _descriptor.EnumDescriptor
     NoAction: _Action.ValueType  # 0
     TTLExpireRollback: _Action.ValueType  # 1
+    """Its lock had expired; it was rolled back."""
     LockNotExistRollback: _Action.ValueType  # 2
+    """It had neither lock nor record on its primary key; it was rolled back for good."""
     MinCommitTSPushed: _Action.ValueType  # 3
+    """It lives; it will commit above the caller's start_ts."""
     TTLExpirePessimisticRollback: _Action.ValueType  # 4
+    """Its pessimistic lock had expired and was removed; it may still be running."""
     LockNotExistDoNothing: _Action.ValueType  # 5
+    """It had no lock, and as only a pessimistic lock was to be resolved nothing was written."""
 
-class Action(_Action, metaclass=_ActionEnumTypeWrapper): ...
+class Action(_Action, metaclass=_ActionEnumTypeWrapper):
+    """What CheckTxnStatus did to the transaction."""
 
 NoAction: Action.ValueType  # 0
 TTLExpireRollback: Action.ValueType  # 1
+"""Its lock had expired; it was rolled back."""
 LockNotExistRollback: Action.ValueType  # 2
+"""It had neither lock nor record on its primary key; it was rolled back for good."""
 MinCommitTSPushed: Action.ValueType  # 3
+"""It lives; it will commit above the caller's start_ts."""
 TTLExpirePessimisticRollback: Action.ValueType  # 4
+"""Its pessimistic lock had expired and was removed; it may still be running."""
 LockNotExistDoNothing: Action.ValueType  # 5
+"""It had no lock, and as only a pessimistic lock was to be resolved nothing was written."""
 Global___Action: _TypeAlias = Action  # noqa: Y015
 
 class _ExtraOp:
@@ -272,10 +337,12 @@ class _ChecksumAlgorithm:
 class _ChecksumAlgorithmEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChecksumAlgorithm.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     Crc64_Xor: _ChecksumAlgorithm.ValueType  # 0
+    """CRC-64/XZ of each key followed by its value, all combined by xor."""
 
 class ChecksumAlgorithm(_ChecksumAlgorithm, metaclass=_ChecksumAlgorithmEnumTypeWrapper): ...
 
 Crc64_Xor: ChecksumAlgorithm.ValueType  # 0
+"""CRC-64/XZ of each key followed by its value, all combined by xor."""
 Global___ChecksumAlgorithm: _TypeAlias = ChecksumAlgorithm  # noqa: Y015
 
 @_typing.final
@@ -288,7 +355,9 @@ class GetRequest(_message.Message):
     NEED_COMMIT_TS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     version: _builtins.int
+    """Timestamp to read at; the greatest uint64 reads the latest."""
     need_commit_ts: _builtins.bool
+    """Have the answer say when the value was committed."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     def __init__(
@@ -319,7 +388,9 @@ class GetResponse(_message.Message):
     COMMIT_TS_FIELD_NUMBER: _builtins.int
     value: _builtins.bytes
     not_found: _builtins.bool
+    """Set when there is no value; an existing empty value leaves it unset."""
     commit_ts: _builtins.int
+    """Set when need_commit_ts was."""
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
@@ -346,6 +417,10 @@ Global___GetResponse: _TypeAlias = GetResponse  # noqa: Y015
 
 @_typing.final
 class ScanRequest(_message.Message):
+    """Reads [start_key, end_key) in ascending order; with `reverse`, [end_key, start_key) in descending
+    order, so that start_key is the upper bound and excluded. Stops at the end of the Region.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -358,11 +433,15 @@ class ScanRequest(_message.Message):
     SAMPLE_STEP_FIELD_NUMBER: _builtins.int
     start_key: _builtins.bytes
     limit: _builtins.int
+    """Pairs at most; a locked key counts as one. Zero reads nothing."""
     version: _builtins.int
+    """Timestamp to read at."""
     key_only: _builtins.bool
+    """Leave values empty."""
     reverse: _builtins.bool
     end_key: _builtins.bytes
     sample_step: _builtins.int
+    """Above zero, only every so many-th row."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     def __init__(
@@ -395,7 +474,9 @@ class ScanResponse(_message.Message):
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
-    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]: ...
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]:
+        """In the order of the scan. A locked key is a pair with an error, and the scan goes on behind it."""
+
     @_builtins.property
     def error(self) -> Global___KeyError: ...
     def __init__(
@@ -415,7 +496,7 @@ Global___ScanResponse: _TypeAlias = ScanResponse  # noqa: Y015
 
 @_typing.final
 class PrewriteRequest(_message.Message):
-    """First phase of two-phase commit: locks every mutation or none."""
+    """First phase of a commit: locks every mutation or none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -472,24 +553,35 @@ class PrewriteRequest(_message.Message):
     FOR_UPDATE_TS_CONSTRAINTS_FIELD_NUMBER: _builtins.int
     TXN_FILE_CHUNKS_FIELD_NUMBER: _builtins.int
     primary_lock: _builtins.bytes
+    """The key whose fate decides the transaction."""
     start_version: _builtins.int
+    """start_ts of the transaction."""
     lock_ttl: _builtins.int
+    """Milliseconds from start_ts until others may roll the transaction back."""
     skip_constraint_check: _builtins.bool
     txn_size: _builtins.int
+    """Number of keys of the transaction in this Region; others choose by it how to resolve its locks."""
     for_update_ts: _builtins.int
+    """Zero in an optimistic transaction."""
     min_commit_ts: _builtins.int
     use_async_commit: _builtins.bool
     try_one_pc: _builtins.bool
+    """Commit at once if all keys of the transaction are in this request."""
     max_commit_ts: _builtins.int
+    """Above it the store falls back to two phases; zero is no limit."""
     assertion_level: Global___AssertionLevel.ValueType
     @_builtins.property
     def context(self) -> Global___Context: ...
     @_builtins.property
     def mutations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mutation]: ...
     @_builtins.property
-    def pessimistic_actions(self) -> _containers.RepeatedScalarFieldContainer[Global___PrewriteRequest.PessimisticAction.ValueType]: ...
+    def pessimistic_actions(self) -> _containers.RepeatedScalarFieldContainer[Global___PrewriteRequest.PessimisticAction.ValueType]:
+        """One for each mutation of a pessimistic transaction: how its lock is checked."""
+
     @_builtins.property
-    def secondaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def secondaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """All keys but the primary; sent with the primary of an async-commit transaction."""
+
     @_builtins.property
     def for_update_ts_constraints(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrewriteRequest.ForUpdateTSConstraint]: ...
     @_builtins.property
@@ -533,7 +625,11 @@ class PrewriteResponse(_message.Message):
     ONE_PC_COMMIT_TS_FIELD_NUMBER: _builtins.int
     EXEC_DETAILS_V2_FIELD_NUMBER: _builtins.int
     min_commit_ts: _builtins.int
+    """Lowest possible commit timestamp of an async commit; zero means that the store fell back to two
+    phases.
+    """
     one_pc_commit_ts: _builtins.int
+    """Set when the transaction has been committed in one phase."""
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
@@ -559,6 +655,8 @@ Global___PrewriteResponse: _TypeAlias = PrewriteResponse  # noqa: Y015
 
 @_typing.final
 class PessimisticLockRequest(_message.Message):
+    """Locks keys, all of the request or none, waiting for locks of others."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -578,9 +676,13 @@ class PessimisticLockRequest(_message.Message):
     primary_lock: _builtins.bytes
     start_version: _builtins.int
     lock_ttl: _builtins.int
+    """Milliseconds from start_ts until others may roll the transaction back."""
     for_update_ts: _builtins.int
+    """Versions newer than this are a conflict."""
     is_first_lock: _builtins.bool
+    """The transaction holds no lock yet, so that it cannot be part of a deadlock."""
     wait_timeout: _builtins.int
+    """Milliseconds; zero is the server's default, below zero does not wait."""
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def force(self) -> _builtins.bool: ...
@@ -588,9 +690,12 @@ class PessimisticLockRequest(_message.Message):
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def force(self, value: _builtins.bool) -> None: ...
     return_values: _builtins.bool
+    """Have the answer carry the values at for_update_ts."""
     min_commit_ts: _builtins.int
     check_existence: _builtins.bool
+    """Have the answer say which keys exist."""
     lock_only_if_exists: _builtins.bool
+    """Leave a key without a value unlocked. Needs return_values."""
     wake_up_mode: Global___PessimisticLockWakeUpMode.ValueType
     @_builtins.property
     def context(self) -> Global___Context: ...
@@ -682,13 +787,19 @@ class PessimisticLockResponse(_message.Message):
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyError]: ...
     @_builtins.property
-    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """With return_values: one for each key, empty where there is none."""
+
     @_builtins.property
-    def not_founds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]: ...
+    def not_founds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """One for each key, when values or existence were asked for."""
+
     @_builtins.property
     def exec_details_v2(self) -> Global___ExecDetailsV2: ...
     @_builtins.property
-    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PessimisticLockKeyResult]: ...
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PessimisticLockKeyResult]:
+        """One for each key, under WakeUpModeForceLock only."""
+
     def __init__(
         self,
         *,
@@ -711,6 +822,10 @@ Global___PessimisticLockResponse: _TypeAlias = PessimisticLockResponse  # noqa: 
 
 @_typing.final
 class PessimisticRollbackRequest(_message.Message):
+    """Removes pessimistic locks of a transaction up to for_update_ts; without keys, all of them in the
+    Region.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -769,6 +884,8 @@ Global___PessimisticRollbackResponse: _TypeAlias = PessimisticRollbackResponse  
 
 @_typing.final
 class TxnHeartBeatRequest(_message.Message):
+    """Prolongs the lock on the primary key."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -780,6 +897,7 @@ class TxnHeartBeatRequest(_message.Message):
     primary_lock: _builtins.bytes
     start_version: _builtins.int
     advise_lock_ttl: _builtins.int
+    """Milliseconds from start_ts. A shorter one than the lock has changes nothing."""
     min_commit_ts: _builtins.int
     is_txn_file: _builtins.bool
     @_builtins.property
@@ -811,6 +929,7 @@ class TxnHeartBeatResponse(_message.Message):
     LOCK_TTL_FIELD_NUMBER: _builtins.int
     EXEC_DETAILS_V2_FIELD_NUMBER: _builtins.int
     lock_ttl: _builtins.int
+    """The lock's time to live now, in milliseconds from start_ts."""
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
@@ -835,6 +954,8 @@ Global___TxnHeartBeatResponse: _TypeAlias = TxnHeartBeatResponse  # noqa: Y015
 
 @_typing.final
 class CheckTxnStatusRequest(_message.Message):
+    """Asks the primary key what became of the transaction that started at lock_ts."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -850,11 +971,16 @@ class CheckTxnStatusRequest(_message.Message):
     primary_key: _builtins.bytes
     lock_ts: _builtins.int
     caller_start_ts: _builtins.int
+    """Who asks; the transaction is made to commit above it."""
     current_ts: _builtins.int
+    """PD's time, by which expiry is judged. The greatest uint64 makes any lock count as expired."""
     rollback_if_not_exist: _builtins.bool
+    """Roll back a transaction that left no trace, instead of answering TxnNotFound."""
     force_sync_commit: _builtins.bool
+    """Treat an async-commit lock like any other."""
     resolving_pessimistic_lock: _builtins.bool
     verify_is_primary: _builtins.bool
+    """Answer PrimaryMismatch if the key is not the primary."""
     is_txn_file: _builtins.bool
     @_builtins.property
     def context(self) -> Global___Context: ...
@@ -882,6 +1008,10 @@ Global___CheckTxnStatusRequest: _TypeAlias = CheckTxnStatusRequest  # noqa: Y015
 
 @_typing.final
 class CheckTxnStatusResponse(_message.Message):
+    """Committed if commit_version is set; alive if lock_ttl is set; else rolled back, or not there: see
+    `action`.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ERROR_FIELD_NUMBER: _builtins.int
@@ -892,6 +1022,7 @@ class CheckTxnStatusResponse(_message.Message):
     LOCK_INFO_FIELD_NUMBER: _builtins.int
     EXEC_DETAILS_V2_FIELD_NUMBER: _builtins.int
     lock_ttl: _builtins.int
+    """Milliseconds from start_ts."""
     commit_version: _builtins.int
     action: Global___Action.ValueType
     @_builtins.property
@@ -923,6 +1054,10 @@ Global___CheckTxnStatusResponse: _TypeAlias = CheckTxnStatusResponse  # noqa: Y0
 
 @_typing.final
 class CheckSecondaryLocksRequest(_message.Message):
+    """Asks secondary keys of an async-commit transaction for their locks; a key without lock and record
+    is rolled back.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -950,6 +1085,8 @@ Global___CheckSecondaryLocksRequest: _TypeAlias = CheckSecondaryLocksRequest  # 
 
 @_typing.final
 class CheckSecondaryLocksResponse(_message.Message):
+    """As many locks as keys: still undecided. commit_ts: committed. Neither: rolled back."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ERROR_FIELD_NUMBER: _builtins.int
@@ -998,7 +1135,9 @@ class CommitRequest(_message.Message):
     USE_ASYNC_COMMIT_FIELD_NUMBER: _builtins.int
     IS_TXN_FILE_FIELD_NUMBER: _builtins.int
     start_version: _builtins.int
+    """start_ts of the transaction."""
     commit_version: _builtins.int
+    """commit_ts; must be above start_ts and not below the min_commit_ts of any lock."""
     commit_role: Global___CommitRole.ValueType
     primary_key: _builtins.bytes
     use_async_commit: _builtins.bool
@@ -1036,6 +1175,7 @@ class CommitResponse(_message.Message):
     COMMIT_VERSION_FIELD_NUMBER: _builtins.int
     EXEC_DETAILS_V2_FIELD_NUMBER: _builtins.int
     commit_version: _builtins.int
+    """Set on success."""
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
@@ -1106,6 +1246,8 @@ Global___ImportResponse: _TypeAlias = ImportResponse  # noqa: Y015
 
 @_typing.final
 class CleanupRequest(_message.Message):
+    """Rolls back one key of a transaction."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -1115,6 +1257,7 @@ class CleanupRequest(_message.Message):
     key: _builtins.bytes
     start_version: _builtins.int
     current_ts: _builtins.int
+    """PD's time, by which expiry is judged; zero disregards the lock's time to live."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     def __init__(
@@ -1141,6 +1284,7 @@ class CleanupResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     COMMIT_VERSION_FIELD_NUMBER: _builtins.int
     commit_version: _builtins.int
+    """Set if the transaction had already been committed."""
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
@@ -1169,6 +1313,7 @@ class BatchGetRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     NEED_COMMIT_TS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    """Timestamp to read at."""
     need_commit_ts: _builtins.bool
     @_builtins.property
     def context(self) -> Global___Context: ...
@@ -1201,7 +1346,9 @@ class BatchGetResponse(_message.Message):
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
-    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]: ...
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]:
+        """The keys that exist, in the order asked. A locked key is a pair with nothing but an error."""
+
     @_builtins.property
     def exec_details_v2(self) -> Global___ExecDetailsV2: ...
     @_builtins.property
@@ -1224,6 +1371,8 @@ Global___BatchGetResponse: _TypeAlias = BatchGetResponse  # noqa: Y015
 
 @_typing.final
 class BatchRollbackRequest(_message.Message):
+    """Rolls back a transaction on the given keys, whatever their locks' time to live."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -1282,6 +1431,10 @@ Global___BatchRollbackResponse: _TypeAlias = BatchRollbackResponse  # noqa: Y015
 
 @_typing.final
 class ScanLockRequest(_message.Message):
+    """Lists the locks of [start_key, end_key) with a start_ts up to max_version; empty keys are
+    unbounded.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -1292,6 +1445,7 @@ class ScanLockRequest(_message.Message):
     max_version: _builtins.int
     start_key: _builtins.bytes
     limit: _builtins.int
+    """Zero lists all."""
     end_key: _builtins.bytes
     @_builtins.property
     def context(self) -> Global___Context: ...
@@ -1346,6 +1500,10 @@ Global___ScanLockResponse: _TypeAlias = ScanLockResponse  # noqa: Y015
 
 @_typing.final
 class ResolveLockRequest(_message.Message):
+    """With `keys`, commits or rolls back one transaction on just these; without, all locks in the
+    Region of start_version or of txn_infos.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -1357,6 +1515,7 @@ class ResolveLockRequest(_message.Message):
     IS_TXN_FILE_FIELD_NUMBER: _builtins.int
     start_version: _builtins.int
     commit_version: _builtins.int
+    """Zero rolls back."""
     is_async: _builtins.bool
     is_txn_file: _builtins.bool
     @_builtins.property
@@ -1461,6 +1620,8 @@ Global___GCResponse: _TypeAlias = GCResponse  # noqa: Y015
 
 @_typing.final
 class DeleteRangeRequest(_message.Message):
+    """Removes [start_key, end_key) physically, all versions and locks; end_key must be given."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -1470,6 +1631,7 @@ class DeleteRangeRequest(_message.Message):
     start_key: _builtins.bytes
     end_key: _builtins.bytes
     notify_only: _builtins.bool
+    """Replicate the command without deleting anything."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     def __init__(
@@ -1635,6 +1797,7 @@ class RawGetRequest(_message.Message):
     CF_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     cf: _builtins.str
+    """Column family: default (also when empty), lock or write. Must be empty under API V2."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     def __init__(
@@ -1663,8 +1826,12 @@ class RawGetResponse(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     NOT_FOUND_FIELD_NUMBER: _builtins.int
     error: _builtins.str
+    """For people: a refused column family, API version or key."""
     value: _builtins.bytes
     not_found: _builtins.bool
+    """Set when there is no value; an existing empty value leaves it unset. An expired key is not
+    there.
+    """
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     def __init__(
@@ -1685,6 +1852,8 @@ Global___RawGetResponse: _TypeAlias = RawGetResponse  # noqa: Y015
 
 @_typing.final
 class RawBatchGetRequest(_message.Message):
+    """Reads raw keys of one Region."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -1721,7 +1890,9 @@ class RawBatchGetResponse(_message.Message):
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
-    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]: ...
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]:
+        """The keys that exist, in the order asked. A failure as a whole is one pair with an error."""
+
     def __init__(
         self,
         *,
@@ -1752,7 +1923,11 @@ class RawPutRequest(_message.Message):
     value: _builtins.bytes
     cf: _builtins.str
     ttl: _builtins.int
+    """Seconds; zero never expires. Refused by a store without TTL."""
     for_cas: _builtins.bool
+    """Order this write with RawCompareAndSwap on the same key; every writer of such a key must ask
+    for it.
+    """
     @_builtins.property
     def context(self) -> Global___Context: ...
     def __init__(
@@ -1780,6 +1955,7 @@ class RawPutResponse(_message.Message):
     REGION_ERROR_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     error: _builtins.str
+    """For people: a refused TTL, column family, API version or key."""
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     def __init__(
@@ -1798,7 +1974,7 @@ Global___RawPutResponse: _TypeAlias = RawPutResponse  # noqa: Y015
 
 @_typing.final
 class RawBatchPutRequest(_message.Message):
-    """ttls holds none, one for all, or one per pair; the single ttl field is ignored by stores."""
+    """Writes raw keys of one Region, all or none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1811,17 +1987,24 @@ class RawBatchPutRequest(_message.Message):
     cf: _builtins.str
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
-    def ttl(self) -> _builtins.int: ...
+    def ttl(self) -> _builtins.int:
+        """Ignored by stores; see `ttls`."""
+
     @ttl.setter
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
-    def ttl(self, value: _builtins.int) -> None: ...
+    def ttl(self, value: _builtins.int) -> None:
+        """Ignored by stores; see `ttls`."""
+
     for_cas: _builtins.bool
+    """See RawPutRequest."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]: ...
     @_builtins.property
-    def ttls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def ttls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Seconds: none, one for all pairs, or one for each."""
+
     def __init__(
         self,
         *,
@@ -1865,6 +2048,8 @@ Global___RawBatchPutResponse: _TypeAlias = RawBatchPutResponse  # noqa: Y015
 
 @_typing.final
 class RawDeleteRequest(_message.Message):
+    """Deletes one raw key; there need not be one."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -1874,6 +2059,7 @@ class RawDeleteRequest(_message.Message):
     key: _builtins.bytes
     cf: _builtins.str
     for_cas: _builtins.bool
+    """See RawPutRequest."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     def __init__(
@@ -1917,6 +2103,8 @@ Global___RawDeleteResponse: _TypeAlias = RawDeleteResponse  # noqa: Y015
 
 @_typing.final
 class RawBatchDeleteRequest(_message.Message):
+    """Deletes raw keys of one Region; they need not exist."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -1925,6 +2113,7 @@ class RawBatchDeleteRequest(_message.Message):
     FOR_CAS_FIELD_NUMBER: _builtins.int
     cf: _builtins.str
     for_cas: _builtins.bool
+    """See RawPutRequest."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     @_builtins.property
@@ -1970,8 +2159,9 @@ Global___RawBatchDeleteResponse: _TypeAlias = RawBatchDeleteResponse  # noqa: Y0
 
 @_typing.final
 class RawScanRequest(_message.Message):
-    """Forward [start_key, end_key). With reverse the order is descending over [end_key, start_key):
-    start_key is the upper, exclusive bound. Stops at the bounds of the Region.
+    """Reads [start_key, end_key) in ascending order; with `reverse`, [end_key, start_key) in descending
+    order, so that start_key is the upper bound and excluded. Stops at the bounds of the Region, for
+    the client to go on in the next.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1985,10 +2175,13 @@ class RawScanRequest(_message.Message):
     END_KEY_FIELD_NUMBER: _builtins.int
     start_key: _builtins.bytes
     limit: _builtins.int
+    """Pairs at most; zero reads nothing."""
     key_only: _builtins.bool
+    """Leave values empty."""
     cf: _builtins.str
     reverse: _builtins.bool
     end_key: _builtins.bytes
+    """Empty is the bound of the Region in that direction."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     def __init__(
@@ -2019,7 +2212,9 @@ class RawScanResponse(_message.Message):
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
-    def kvs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]: ...
+    def kvs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]:
+        """In the order of the scan. A failure is one pair with an error."""
+
     def __init__(
         self,
         *,
@@ -2036,7 +2231,9 @@ Global___RawScanResponse: _TypeAlias = RawScanResponse  # noqa: Y015
 
 @_typing.final
 class RawDeleteRangeRequest(_message.Message):
-    """Physically removes [start_key, end_key) of one Region."""
+    """Removes [start_key, end_key) of one Region physically. An empty end_key is unbounded, hence right
+    in the last Region only.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2090,6 +2287,8 @@ Global___RawDeleteRangeResponse: _TypeAlias = RawDeleteRangeResponse  # noqa: Y0
 
 @_typing.final
 class RawBatchScanRequest(_message.Message):
+    """Reads several ranges of one Region."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -2099,13 +2298,16 @@ class RawBatchScanRequest(_message.Message):
     CF_FIELD_NUMBER: _builtins.int
     REVERSE_FIELD_NUMBER: _builtins.int
     each_limit: _builtins.int
+    """Pairs at most of each range; zero reads nothing."""
     key_only: _builtins.bool
     cf: _builtins.str
     reverse: _builtins.bool
     @_builtins.property
     def context(self) -> Global___Context: ...
     @_builtins.property
-    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyRange]: ...
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyRange]:
+        """Each as in RawScanRequest. A range without end ends where the next one starts."""
+
     def __init__(
         self,
         *,
@@ -2133,7 +2335,9 @@ class RawBatchScanResponse(_message.Message):
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     @_builtins.property
-    def kvs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]: ...
+    def kvs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPair]:
+        """One range after the other."""
+
     def __init__(
         self,
         *,
@@ -2150,6 +2354,10 @@ Global___RawBatchScanResponse: _TypeAlias = RawBatchScanResponse  # noqa: Y015
 
 @_typing.final
 class UnsafeDestroyRangeRequest(_message.Message):
+    """Removes [start_key, end_key), memcomparable-encoded by the server, with all versions and locks
+    from one store. Neither key may be empty.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -2384,7 +2592,7 @@ Global___PhysicalScanLockResponse: _TypeAlias = PhysicalScanLockResponse  # noqa
 
 @_typing.final
 class SplitRegionRequest(_message.Message):
-    """Splits a Region at the given keys (raw or user keys, the store encodes them)."""
+    """Splits a Region at keys strictly inside it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2399,10 +2607,13 @@ class SplitRegionRequest(_message.Message):
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def split_key(self, value: _builtins.bytes) -> None: ...
     is_raw_kv: _builtins.bool
+    """The keys are raw ones, which a V1 store does not encode."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     @_builtins.property
-    def split_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def split_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As the client sees keys: the store encodes them where bounds are encoded."""
+
     def __init__(
         self,
         *,
@@ -2439,7 +2650,11 @@ class SplitRegionResponse(_message.Message):
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def right(self) -> _metapb.Region: ...
     @_builtins.property
-    def regions(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Region]: ...
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Region]:
+        """Ascending. The original Region keeps the last piece (unless the server is configured
+        otherwise); the pieces before it have new ids.
+        """
+
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyError]: ...
     def __init__(
@@ -2461,6 +2676,8 @@ Global___SplitRegionResponse: _TypeAlias = SplitRegionResponse  # noqa: Y015
 
 @_typing.final
 class ReadIndexRequest(_message.Message):
+    """Between stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -2515,6 +2732,8 @@ Global___ReadIndexResponse: _TypeAlias = ReadIndexResponse  # noqa: Y015
 
 @_typing.final
 class MvccGetByKeyRequest(_message.Message):
+    """Asks for all that is stored for one key."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -2565,6 +2784,8 @@ Global___MvccGetByKeyResponse: _TypeAlias = MvccGetByKeyResponse  # noqa: Y015
 
 @_typing.final
 class MvccGetByStartTsRequest(_message.Message):
+    """Asks for the first key in the Region that a transaction wrote."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -2618,7 +2839,7 @@ Global___MvccGetByStartTsResponse: _TypeAlias = MvccGetByStartTsResponse  # noqa
 
 @_typing.final
 class Context(_message.Message):
-    """Who asks for what, where. Region, epoch and peer come from the Region cache; the rest from the
+    """Who asks for what, where. Region, epoch and peer come from the Region cache, the rest from the
     caller.
     """
 
@@ -2660,45 +2881,74 @@ class Context(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     TRACE_CONTROL_FLAGS_FIELD_NUMBER: _builtins.int
     region_id: _builtins.int
+    """Region that the client believes the keys to be in."""
     term: _builtins.int
+    """Checked when not zero: a peer more than one term further on answers StaleCommand."""
     priority: Global___CommandPri.ValueType
     isolation_level: Global___IsolationLevel.ValueType
     not_fill_cache: _builtins.bool
+    """Leave the block cache as it is: for scans of much data that nobody reads twice."""
     sync_log: _builtins.bool
     record_time_stat: _builtins.bool
     record_scan_stat: _builtins.bool
     replica_read: _builtins.bool
+    """Read from a peer that does not lead; it asks the leader how far it must be."""
     max_execution_duration_ms: _builtins.int
-    """The server gives up a request that waited longer than this."""
+    """Milliseconds after which the server gives the request up with ServerIsBusy ("deadline is
+    exceeded"). Not checked once a write has been proposed.
+    """
     applied_index: _builtins.int
     task_id: _builtins.int
+    """Groups the requests of one task for fair scheduling of reads."""
     stale_read: _builtins.bool
+    """Read at an old timestamp from any peer, without asking the leader; DataIsNotReady if the peer
+    is not that far.
+    """
     resource_group_tag: _builtins.bytes
+    """Opaque; handed back in resource metering and in deadlock reports."""
     disk_full_opt: Global___DiskFullOpt.ValueType
     is_retry_request: _builtins.bool
-    """Set from the second send of the same request on."""
+    """Set from the second send of the same request on, so that the server looks for traces of the
+    first.
+    """
     api_version: Global___APIVersion.ValueType
     """V1TTL is never sent: a V1TTL store expects V1."""
     request_source: _builtins.str
+    """Who asks; for metrics and resource control."""
     txn_source: _builtins.int
+    """Where the data comes from, kept with it: lets replication recognize its own writes."""
     busy_threshold_ms: _builtins.int
-    """Refuse a read with ServerIsBusy when it would wait longer; zero disables."""
+    """Refuse a read with ServerIsBusy when it would wait longer than this many milliseconds; zero
+    disables.
+    """
     request_origin: Global___RequestOrigin.ValueType
     keyspace_name: _builtins.str
     keyspace_id: _builtins.int
+    """24 bits under API V2; 0xFFFFFFFF, no keyspace, under API V1."""
     buckets_version: _builtins.int
+    """Version of the buckets the client knows; checked for coprocessor requests only."""
     cluster_id: _builtins.int
-    """Zero is not checked; another value than the server's own ends the call with INVALID_ARGUMENT."""
+    """Zero is not checked. Another one than the server's own ends the call with INVALID_ARGUMENT, and
+    on a BatchCommands stream all calls.
+    """
     trace_id: _builtins.bytes
     trace_control_flags: _builtins.int
     @_builtins.property
-    def region_epoch(self) -> _metapb.RegionEpoch: ...
+    def region_epoch(self) -> _metapb.RegionEpoch:
+        """Epoch the client knows the Region by; another version is answered with EpochNotMatch."""
+
     @_builtins.property
-    def peer(self) -> _metapb.Peer: ...
+    def peer(self) -> _metapb.Peer:
+        """Peer that is asked. Its store_id must be the store's own."""
+
     @_builtins.property
-    def resolved_locks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def resolved_locks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """start_ts of transactions whose locks this read may ignore."""
+
     @_builtins.property
-    def committed_locks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def committed_locks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """start_ts of transactions known to be committed: this read may use the values in their locks."""
+
     @_builtins.property
     def trace_context(self) -> _tracepb.TraceContext: ...
     @_builtins.property
@@ -2758,6 +3008,8 @@ Global___Context: _TypeAlias = Context  # noqa: Y015
 
 @_typing.final
 class ResourceControlContext(_message.Message):
+    """Which resource group pays."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RESOURCE_GROUP_NAME_FIELD_NUMBER: _builtins.int
@@ -2765,8 +3017,11 @@ class ResourceControlContext(_message.Message):
     OVERRIDE_PRIORITY_FIELD_NUMBER: _builtins.int
     resource_group_name: _builtins.str
     override_priority: _builtins.int
+    """Replaces the priority of the group; zero keeps it."""
     @_builtins.property
-    def penalty(self) -> _resource_manager.Consumption: ...
+    def penalty(self) -> _resource_manager.Consumption:
+        """Consumption known only afterwards, added to the group's debt on the store."""
+
     def __init__(
         self,
         *,
@@ -2830,20 +3085,29 @@ class LockInfo(_message.Message):
     SHARED_LOCK_INFOS_FIELD_NUMBER: _builtins.int
     IS_TXN_FILE_FIELD_NUMBER: _builtins.int
     primary_lock: _builtins.bytes
+    """Primary key of the transaction that holds the lock; empty in a set of shared locks."""
     lock_version: _builtins.int
+    """start_ts of the transaction that holds the lock."""
     key: _builtins.bytes
     lock_ttl: _builtins.int
+    """Milliseconds from start_ts; zero may be resolved at once."""
     txn_size: _builtins.int
     lock_type: Global___Op.ValueType
     lock_for_update_ts: _builtins.int
     use_async_commit: _builtins.bool
     min_commit_ts: _builtins.int
+    """Readers below it need not wait."""
     duration_to_last_update_ms: _builtins.int
+    """After a wait in vain: milliseconds since the lock last changed hands, zero if it did not."""
     is_txn_file: _builtins.bool
     @_builtins.property
-    def secondaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def secondaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """On the primary key of an async-commit transaction: its other keys."""
+
     @_builtins.property
-    def shared_lock_infos(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockInfo]: ...
+    def shared_lock_infos(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockInfo]:
+        """The locks of a shared set; all but key and lock_type of the set itself is empty."""
+
     def __init__(
         self,
         *,
@@ -2871,7 +3135,7 @@ Global___LockInfo: _TypeAlias = LockInfo  # noqa: Y015
 
 @_typing.final
 class KeyError(_message.Message):
-    """Why a transactional key could not be read or written."""
+    """Why a key could not be read or written. One field is set; `retryable` may stand beside another."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2891,9 +3155,13 @@ class KeyError(_message.Message):
     SHARED_LOCK_LOST_FIELD_NUMBER: _builtins.int
     DEBUG_INFO_FIELD_NUMBER: _builtins.int
     retryable: _builtins.str
+    """For people; the transaction may be run again."""
     abort: _builtins.str
+    """For people; whatever has no field of its own."""
     @_builtins.property
-    def locked(self) -> Global___LockInfo: ...
+    def locked(self) -> Global___LockInfo:
+        """Another transaction's lock is in the way."""
+
     @_builtins.property
     def conflict(self) -> Global___WriteConflict: ...
     @_builtins.property
@@ -2947,6 +3215,8 @@ Global___KeyError: _TypeAlias = KeyError  # noqa: Y015
 
 @_typing.final
 class WriteConflict(_message.Message):
+    """Somebody wrote the key since the transaction started."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _Reason:
@@ -2957,19 +3227,29 @@ class WriteConflict(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         Unknown: WriteConflict._Reason.ValueType  # 0
         Optimistic: WriteConflict._Reason.ValueType  # 1
+        """Found by the prewrite of an optimistic transaction."""
         PessimisticRetry: WriteConflict._Reason.ValueType  # 2
+        """Found while locking; to be tried again at a newer for_update_ts."""
         SelfRolledBack: WriteConflict._Reason.ValueType  # 3
+        """The transaction itself has been rolled back."""
         RcCheckTs: WriteConflict._Reason.ValueType  # 4
+        """Found by a read with RCCheckTS."""
         LazyUniquenessCheck: WriteConflict._Reason.ValueType  # 5
+        """Found by a uniqueness check that was put off until the prewrite."""
         NotLockedKeyConflict: WriteConflict._Reason.ValueType  # 6
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     Unknown: WriteConflict.Reason.ValueType  # 0
     Optimistic: WriteConflict.Reason.ValueType  # 1
+    """Found by the prewrite of an optimistic transaction."""
     PessimisticRetry: WriteConflict.Reason.ValueType  # 2
+    """Found while locking; to be tried again at a newer for_update_ts."""
     SelfRolledBack: WriteConflict.Reason.ValueType  # 3
+    """The transaction itself has been rolled back."""
     RcCheckTs: WriteConflict.Reason.ValueType  # 4
+    """Found by a read with RCCheckTS."""
     LazyUniquenessCheck: WriteConflict.Reason.ValueType  # 5
+    """Found by a uniqueness check that was put off until the prewrite."""
     NotLockedKeyConflict: WriteConflict.Reason.ValueType  # 6
 
     START_TS_FIELD_NUMBER: _builtins.int
@@ -2980,9 +3260,11 @@ class WriteConflict(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     start_ts: _builtins.int
     conflict_ts: _builtins.int
+    """start_ts of the other transaction."""
     key: _builtins.bytes
     primary: _builtins.bytes
     conflict_commit_ts: _builtins.int
+    """Its commit_ts; zero when it rolled back."""
     reason: Global___WriteConflict.Reason.ValueType
     def __init__(
         self,
@@ -3004,6 +3286,8 @@ Global___WriteConflict: _TypeAlias = WriteConflict  # noqa: Y015
 
 @_typing.final
 class LockUpgradeConflict(_message.Message):
+    """Not used by TiKV so far."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _Reason:
@@ -3047,6 +3331,8 @@ Global___LockUpgradeConflict: _TypeAlias = LockUpgradeConflict  # noqa: Y015
 
 @_typing.final
 class SharedLockLost(_message.Message):
+    """Not used by TiKV so far."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
@@ -3069,6 +3355,8 @@ Global___SharedLockLost: _TypeAlias = SharedLockLost  # noqa: Y015
 
 @_typing.final
 class AlreadyExist(_message.Message):
+    """The key of an insert exists."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
@@ -3088,6 +3376,8 @@ Global___AlreadyExist: _TypeAlias = AlreadyExist  # noqa: Y015
 
 @_typing.final
 class Deadlock(_message.Message):
+    """Waiting for the lock would close a cycle."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LOCK_TS_FIELD_NUMBER: _builtins.int
@@ -3096,11 +3386,15 @@ class Deadlock(_message.Message):
     WAIT_CHAIN_FIELD_NUMBER: _builtins.int
     DEADLOCK_KEY_FIELD_NUMBER: _builtins.int
     lock_ts: _builtins.int
+    """start_ts of the transaction that holds the lock."""
     lock_key: _builtins.bytes
+    """The key waited for."""
     deadlock_key_hash: _builtins.int
     deadlock_key: _builtins.bytes
     @_builtins.property
-    def wait_chain(self) -> _containers.RepeatedCompositeFieldContainer[_deadlock.WaitForEntry]: ...
+    def wait_chain(self) -> _containers.RepeatedCompositeFieldContainer[_deadlock.WaitForEntry]:
+        """From the holder of the lock back to the waiter, whose own edge is last."""
+
     def __init__(
         self,
         *,
@@ -3120,6 +3414,8 @@ Global___Deadlock: _TypeAlias = Deadlock  # noqa: Y015
 
 @_typing.final
 class CommitTsExpired(_message.Message):
+    """Readers pushed the transaction; it has to commit at min_commit_ts or above."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     START_TS_FIELD_NUMBER: _builtins.int
@@ -3148,6 +3444,8 @@ Global___CommitTsExpired: _TypeAlias = CommitTsExpired  # noqa: Y015
 
 @_typing.final
 class TxnNotFound(_message.Message):
+    """The transaction has neither lock nor record on its primary key."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     START_TS_FIELD_NUMBER: _builtins.int
@@ -3170,6 +3468,8 @@ Global___TxnNotFound: _TypeAlias = TxnNotFound  # noqa: Y015
 
 @_typing.final
 class CommitTsTooLarge(_message.Message):
+    """The commit timestamp would pass max_commit_ts."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMIT_TS_FIELD_NUMBER: _builtins.int
@@ -3189,6 +3489,8 @@ Global___CommitTsTooLarge: _TypeAlias = CommitTsTooLarge  # noqa: Y015
 
 @_typing.final
 class AssertionFailed(_message.Message):
+    """A key is not as the client asserted. existing_start_ts is zero when it does not exist."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     START_TS_FIELD_NUMBER: _builtins.int
@@ -3220,6 +3522,8 @@ Global___AssertionFailed: _TypeAlias = AssertionFailed  # noqa: Y015
 
 @_typing.final
 class PrimaryMismatch(_message.Message):
+    """The key asked is not the primary of the lock found on it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LOCK_INFO_FIELD_NUMBER: _builtins.int
@@ -3240,6 +3544,8 @@ Global___PrimaryMismatch: _TypeAlias = PrimaryMismatch  # noqa: Y015
 
 @_typing.final
 class TxnLockNotFound(_message.Message):
+    """A key to be committed has neither lock nor commit record."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
@@ -3302,6 +3608,8 @@ Global___DebugInfo: _TypeAlias = DebugInfo  # noqa: Y015
 
 @_typing.final
 class TimeDetail(_message.Message):
+    """Superseded by TimeDetailV2, which counts in nanoseconds."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WAIT_WALL_TIME_MS_FIELD_NUMBER: _builtins.int
@@ -3330,6 +3638,8 @@ Global___TimeDetail: _TypeAlias = TimeDetail  # noqa: Y015
 
 @_typing.final
 class TimeDetailV2(_message.Message):
+    """Where the time of one request went inside the server."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WAIT_WALL_TIME_NS_FIELD_NUMBER: _builtins.int
@@ -3420,6 +3730,8 @@ Global___ScanDetail: _TypeAlias = ScanDetail  # noqa: Y015
 
 @_typing.final
 class ScanDetailV2(_message.Message):
+    """What one read touched: versions seen and returned, blocks and bytes read."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PROCESSED_VERSIONS_FIELD_NUMBER: _builtins.int
@@ -3490,6 +3802,8 @@ Global___ScanDetailV2: _TypeAlias = ScanDetailV2  # noqa: Y015
 
 @_typing.final
 class ExecDetails(_message.Message):
+    """Of coprocessor requests."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TIME_DETAIL_FIELD_NUMBER: _builtins.int
@@ -3514,6 +3828,8 @@ Global___ExecDetails: _TypeAlias = ExecDetails  # noqa: Y015
 
 @_typing.final
 class ExecDetailsV2(_message.Message):
+    """What one request cost the server; for metrics and resource control."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TIME_DETAIL_FIELD_NUMBER: _builtins.int
@@ -3627,6 +3943,8 @@ Global___PoolTaskDetails: _TypeAlias = PoolTaskDetails  # noqa: Y015
 
 @_typing.final
 class RUV2(_message.Message):
+    """What request units of version 2 are computed from."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KV_ENGINE_CACHE_MISS_FIELD_NUMBER: _builtins.int
@@ -3708,6 +4026,8 @@ Global___ExecutorInputs: _TypeAlias = ExecutorInputs  # noqa: Y015
 
 @_typing.final
 class WriteDetail(_message.Message):
+    """Where the time of one write went between proposal and apply."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STORE_BATCH_WAIT_NANOS_FIELD_NUMBER: _builtins.int
@@ -3775,6 +4095,8 @@ Global___WriteDetail: _TypeAlias = WriteDetail  # noqa: Y015
 
 @_typing.final
 class KvPair(_message.Message):
+    """A key and its value, or an error."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ERROR_FIELD_NUMBER: _builtins.int
@@ -3784,6 +4106,7 @@ class KvPair(_message.Message):
     key: _builtins.bytes
     value: _builtins.bytes
     commit_ts: _builtins.int
+    """Set when need_commit_ts was."""
     @_builtins.property
     def error(self) -> Global___KeyError: ...
     def __init__(
@@ -3804,6 +4127,8 @@ Global___KvPair: _TypeAlias = KvPair  # noqa: Y015
 
 @_typing.final
 class Mutation(_message.Message):
+    """One change of a transaction."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     OP_FIELD_NUMBER: _builtins.int
@@ -3813,6 +4138,7 @@ class Mutation(_message.Message):
     op: Global___Op.ValueType
     key: _builtins.bytes
     value: _builtins.bytes
+    """Of Put and Insert."""
     assertion: Global___Assertion.ValueType
     def __init__(
         self,
@@ -3832,6 +4158,8 @@ Global___Mutation: _TypeAlias = Mutation  # noqa: Y015
 
 @_typing.final
 class MvccWrite(_message.Message):
+    """A committed version, or the mark of a rollback."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TYPE_FIELD_NUMBER: _builtins.int
@@ -3875,6 +4203,8 @@ Global___MvccWrite: _TypeAlias = MvccWrite  # noqa: Y015
 
 @_typing.final
 class MvccValue(_message.Message):
+    """A value that is too long to be stored in its version."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     START_TS_FIELD_NUMBER: _builtins.int
@@ -3897,6 +4227,8 @@ Global___MvccValue: _TypeAlias = MvccValue  # noqa: Y015
 
 @_typing.final
 class MvccLock(_message.Message):
+    """A lock as it is stored."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TYPE_FIELD_NUMBER: _builtins.int
@@ -3951,6 +4283,8 @@ Global___MvccLock: _TypeAlias = MvccLock  # noqa: Y015
 
 @_typing.final
 class MvccInfo(_message.Message):
+    """Everything stored for one key, newest version first."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LOCK_FIELD_NUMBER: _builtins.int
@@ -3985,7 +4319,9 @@ class TxnInfo(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     IS_TXN_FILE_FIELD_NUMBER: _builtins.int
     txn: _builtins.int
+    """start_ts."""
     status: _builtins.int
+    """commit_ts; zero if rolled back."""
     is_txn_file: _builtins.bool
     def __init__(
         self,
@@ -4004,6 +4340,8 @@ Global___TxnInfo: _TypeAlias = TxnInfo  # noqa: Y015
 
 @_typing.final
 class KeyRange(_message.Message):
+    """[start_key, end_key)."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     START_KEY_FIELD_NUMBER: _builtins.int
@@ -4026,6 +4364,8 @@ Global___KeyRange: _TypeAlias = KeyRange  # noqa: Y015
 
 @_typing.final
 class LeaderInfo(_message.Message):
+    """Between stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ID_FIELD_NUMBER: _builtins.int
@@ -4131,7 +4471,9 @@ class StoreSafeTSRequest(_message.Message):
 
     KEY_RANGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def key_range(self) -> Global___KeyRange: ...
+    def key_range(self) -> Global___KeyRange:
+        """Regions that overlap it count."""
+
     def __init__(
         self,
         *,
@@ -4151,6 +4493,7 @@ class StoreSafeTSResponse(_message.Message):
 
     SAFE_TS_FIELD_NUMBER: _builtins.int
     safe_ts: _builtins.int
+    """Stale reads up to this timestamp work on the store; zero when it does not know yet."""
     def __init__(
         self,
         *,
@@ -4166,6 +4509,8 @@ Global___StoreSafeTSResponse: _TypeAlias = StoreSafeTSResponse  # noqa: Y015
 
 @_typing.final
 class RawGetKeyTTLRequest(_message.Message):
+    """Asks how long a raw key still lives."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -4202,6 +4547,7 @@ class RawGetKeyTTLResponse(_message.Message):
     NOT_FOUND_FIELD_NUMBER: _builtins.int
     error: _builtins.str
     ttl: _builtins.int
+    """Seconds left; zero never expires."""
     not_found: _builtins.bool
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
@@ -4223,8 +4569,8 @@ Global___RawGetKeyTTLResponse: _TypeAlias = RawGetKeyTTLResponse  # noqa: Y015
 
 @_typing.final
 class RawCASRequest(_message.Message):
-    """Writes (or deletes) the key if its value equals previous_value, or if it is absent and
-    previous_not_exist is set.
+    """Writes (or deletes) a raw key if its value is previous_value, or, with previous_not_exist, if
+    there is none. An expired key does not exist.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -4243,7 +4589,9 @@ class RawCASRequest(_message.Message):
     previous_value: _builtins.bytes
     cf: _builtins.str
     ttl: _builtins.int
+    """Seconds; zero never expires."""
     delete: _builtins.bool
+    """Delete the key instead of writing `value`."""
     @_builtins.property
     def context(self) -> Global___Context: ...
     def __init__(
@@ -4268,7 +4616,7 @@ Global___RawCASRequest: _TypeAlias = RawCASRequest  # noqa: Y015
 
 @_typing.final
 class RawCASResponse(_message.Message):
-    """Always carries the value seen, whether or not the swap took place."""
+    """Always carries the value found, whether or not the swap took place."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -4280,6 +4628,7 @@ class RawCASResponse(_message.Message):
     error: _builtins.str
     succeed: _builtins.bool
     previous_not_exist: _builtins.bool
+    """There was no value; previous_value is then empty."""
     previous_value: _builtins.bytes
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
@@ -4302,6 +4651,8 @@ Global___RawCASResponse: _TypeAlias = RawCASResponse  # noqa: Y015
 
 @_typing.final
 class GetLockWaitInfoRequest(_message.Message):
+    """Asks a store who waits for a lock there."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -4396,6 +4747,8 @@ Global___GetLockWaitHistoryResponse: _TypeAlias = GetLockWaitHistoryResponse  # 
 
 @_typing.final
 class RawCoprocessorRequest(_message.Message):
+    """Calls a coprocessor plugin by name."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -4455,6 +4808,8 @@ Global___RawCoprocessorResponse: _TypeAlias = RawCoprocessorResponse  # noqa: Y0
 
 @_typing.final
 class RawChecksumRequest(_message.Message):
+    """Sums up raw pairs of one Region."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -4464,7 +4819,9 @@ class RawChecksumRequest(_message.Message):
     @_builtins.property
     def context(self) -> Global___Context: ...
     @_builtins.property
-    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyRange]: ...
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyRange]:
+        """Must lie inside the Region."""
+
     def __init__(
         self,
         *,
@@ -4482,9 +4839,7 @@ Global___RawChecksumRequest: _TypeAlias = RawChecksumRequest  # noqa: Y015
 
 @_typing.final
 class RawChecksumResponse(_message.Message):
-    """CRC-64 (XZ) of key then value for each pair, all xor-ed together, so the order of pairs does not
-    matter.
-    """
+    """Sums over Regions and stores combine: the checksums by xor, the counts by addition."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -4495,8 +4850,12 @@ class RawChecksumResponse(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     error: _builtins.str
     checksum: _builtins.int
+    """Over keys as the server sees them, which under API V2 is with their prefix, and values without
+    what the server stores beside them.
+    """
     total_kvs: _builtins.int
     total_bytes: _builtins.int
+    """Bytes of keys and values."""
     @_builtins.property
     def region_error(self) -> _errorpb.Error: ...
     def __init__(
@@ -4612,6 +4971,8 @@ Global___CompactErrorTooManyPendingTasks: _TypeAlias = CompactErrorTooManyPendin
 
 @_typing.final
 class CompactRequest(_message.Message):
+    """TiFlash only."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     START_KEY_FIELD_NUMBER: _builtins.int
@@ -4716,6 +5077,10 @@ Global___TiFlashSystemTableResponse: _TypeAlias = TiFlashSystemTableResponse  # 
 
 @_typing.final
 class FlushRequest(_message.Message):
+    """Writes a part of a large transaction as locks, ahead of its commit. Unlike a prewrite, locks the
+    keys it can.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -4730,6 +5095,7 @@ class FlushRequest(_message.Message):
     start_ts: _builtins.int
     min_commit_ts: _builtins.int
     generation: _builtins.int
+    """From 1 on; a later flush of a key replaces an earlier one."""
     lock_ttl: _builtins.int
     assertion_level: Global___AssertionLevel.ValueType
     @_builtins.property
@@ -4786,6 +5152,8 @@ Global___FlushResponse: _TypeAlias = FlushResponse  # noqa: Y015
 
 @_typing.final
 class BufferBatchGetRequest(_message.Message):
+    """Reads the transaction's own flushed mutations; a deleted key comes as an empty value."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -4845,6 +5213,8 @@ Global___BufferBatchGetResponse: _TypeAlias = BufferBatchGetResponse  # noqa: Y0
 
 @_typing.final
 class GetHealthFeedbackRequest(_message.Message):
+    """Asks for the store's health at once, rather than with the next batch of responses."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
@@ -4889,7 +5259,7 @@ Global___GetHealthFeedbackResponse: _TypeAlias = GetHealthFeedbackResponse  # no
 
 @_typing.final
 class HealthFeedback(_message.Message):
-    """slow_score runs from 1 (healthy) to 100; feedback_seq_no starts at the boot time in ms."""
+    """How healthy a store believes to be."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -4898,7 +5268,9 @@ class HealthFeedback(_message.Message):
     SLOW_SCORE_FIELD_NUMBER: _builtins.int
     store_id: _builtins.int
     feedback_seq_no: _builtins.int
+    """Grows with each feedback, from the Unix time in milliseconds of the server's start."""
     slow_score: _builtins.int
+    """From 1, healthy, to 100."""
     def __init__(
         self,
         *,
@@ -4916,6 +5288,8 @@ Global___HealthFeedback: _TypeAlias = HealthFeedback  # noqa: Y015
 
 @_typing.final
 class BroadcastTxnStatusRequest(_message.Message):
+    """Tells a store what became of transactions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int

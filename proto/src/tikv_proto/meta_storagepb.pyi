@@ -118,6 +118,7 @@ class WatchRequest(_message.Message):
     key: _builtins.bytes
     range_end: _builtins.bytes
     start_revision: _builtins.int
+    """Zero for changes from now on."""
     prev_kv: _builtins.bool
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
@@ -146,6 +147,7 @@ class WatchResponse(_message.Message):
     COMPACT_REVISION_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     compact_revision: _builtins.int
+    """Set with DATA_COMPACTED: the oldest revision still kept."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
@@ -176,6 +178,7 @@ class GetRequest(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     range_end: _builtins.bytes
+    """Empty for one key; else the end of [key, range_end)."""
     limit: _builtins.int
     revision: _builtins.int
     @_builtins.property

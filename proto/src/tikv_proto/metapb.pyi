@@ -27,15 +27,21 @@ class _StoreState:
 class _StoreStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StoreState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     Up: _StoreState.ValueType  # 0
+    """Serves requests."""
     Offline: _StoreState.ValueType  # 1
+    """Being emptied: its peers move elsewhere, meanwhile it still serves."""
     Tombstone: _StoreState.ValueType  # 2
+    """Gone for good. Its id is never used again."""
 
 class StoreState(_StoreState, metaclass=_StoreStateEnumTypeWrapper):
-    """Coarse life cycle; NodeState is the finer one."""
+    """Coarse life cycle of a store; NodeState is the finer one."""
 
 Up: StoreState.ValueType  # 0
+"""Serves requests."""
 Offline: StoreState.ValueType  # 1
+"""Being emptied: its peers move elsewhere, meanwhile it still serves."""
 Tombstone: StoreState.ValueType  # 2
+"""Gone for good. Its id is never used again."""
 Global___StoreState: _TypeAlias = StoreState  # noqa: Y015
 
 class _NodeState:
@@ -45,16 +51,23 @@ class _NodeState:
 class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     Preparing: _NodeState.ValueType  # 0
+    """New, still receiving its share of the data."""
     Serving: _NodeState.ValueType  # 1
     Removing: _NodeState.ValueType  # 2
+    """Being emptied."""
     Removed: _NodeState.ValueType  # 3
+    """Gone for good; GetAllStores can leave such stores out."""
 
-class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper): ...
+class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
+    """Fine life cycle of a store."""
 
 Preparing: NodeState.ValueType  # 0
+"""New, still receiving its share of the data."""
 Serving: NodeState.ValueType  # 1
 Removing: NodeState.ValueType  # 2
+"""Being emptied."""
 Removed: NodeState.ValueType  # 3
+"""Gone for good; GetAllStores can leave such stores out."""
 Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 class _PeerRole:
@@ -65,26 +78,38 @@ class _PeerRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PeerRole.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     Voter: _PeerRole.ValueType  # 0
     Learner: _PeerRole.ValueType  # 1
+    """Replicates but does not vote."""
     IncomingVoter: _PeerRole.ValueType  # 2
+    """Becomes a voter."""
     DemotingVoter: _PeerRole.ValueType  # 3
+    """Becomes a learner."""
 
 class PeerRole(_PeerRole, metaclass=_PeerRoleEnumTypeWrapper):
-    """Learners do not vote. The two other roles exist while joint consensus changes membership."""
+    """What a peer does in its raft group. The last two exist only while joint consensus changes
+    membership.
+    """
 
 Voter: PeerRole.ValueType  # 0
 Learner: PeerRole.ValueType  # 1
+"""Replicates but does not vote."""
 IncomingVoter: PeerRole.ValueType  # 2
+"""Becomes a voter."""
 DemotingVoter: PeerRole.ValueType  # 3
+"""Becomes a learner."""
 Global___PeerRole: _TypeAlias = PeerRole  # noqa: Y015
 
 @_typing.final
 class Cluster(_message.Message):
+    """Settings of the cluster as PD keeps them."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     MAX_PEER_COUNT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
+    """Random, made at bootstrap. Requests that carry another one are refused."""
     max_peer_count: _builtins.int
+    """How many replicas a Region should have."""
     def __init__(
         self,
         *,
@@ -101,6 +126,10 @@ Global___Cluster: _TypeAlias = Cluster  # noqa: Y015
 
 @_typing.final
 class StoreLabel(_message.Message):
+    """One label of a store, such as zone=z1 or engine=tiflash. Placement and replica selection go by
+    labels.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
@@ -123,7 +152,7 @@ Global___StoreLabel: _TypeAlias = StoreLabel  # noqa: Y015
 
 @_typing.final
 class Store(_message.Message):
-    """One TiKV process. `address` is what clients dial."""
+    """One TiKV (or TiFlash) process."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -141,16 +170,24 @@ class Store(_message.Message):
     PHYSICALLY_DESTROYED_FIELD_NUMBER: _builtins.int
     NODE_STATE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
+    """Unique in the cluster among stores, Regions and peers alike."""
     address: _builtins.str
+    """host:port that clients dial for gRPC."""
     state: Global___StoreState.ValueType
     version: _builtins.str
+    """Release of the server, such as 8.5.0."""
     peer_address: _builtins.str
+    """host:port for raft traffic between stores, where it differs from `address`."""
     status_address: _builtins.str
+    """host:port of the HTTP server with /config, /status and /metrics."""
     git_hash: _builtins.str
     start_timestamp: _builtins.int
+    """Unix time in seconds."""
     deploy_path: _builtins.str
     last_heartbeat: _builtins.int
+    """Unix time in nanoseconds of the last heartbeat that PD received."""
     physically_destroyed: _builtins.bool
+    """The machine is lost and will not come back; said when the store was taken offline."""
     node_state: Global___NodeState.ValueType
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreLabel]: ...
@@ -181,8 +218,8 @@ Global___Store: _TypeAlias = Store  # noqa: Y015
 
 @_typing.final
 class RegionEpoch(_message.Message):
-    """conf_ver grows when peers change, version when the range changes (split or merge). Reads and writes
-    compare version alone.
+    """Version of a Region's shape. Reads and writes compare `version` alone, and any difference fails;
+    changes of membership compare conf_ver too. A new leader leaves the epoch as it is.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -190,7 +227,9 @@ class RegionEpoch(_message.Message):
     CONF_VER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     conf_ver: _builtins.int
+    """Grows when peers are added, removed or change role."""
     version: _builtins.int
+    """Grows when the range changes: by the number of new Regions at a split, and at a merge."""
     def __init__(
         self,
         *,
@@ -207,6 +246,8 @@ Global___RegionEpoch: _TypeAlias = RegionEpoch  # noqa: Y015
 
 @_typing.final
 class BucketStats(_message.Message):
+    """Statistics with one entry for each bucket, over the period of the Buckets."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     READ_BYTES_FIELD_NUMBER: _builtins.int
@@ -247,7 +288,7 @@ Global___BucketStats: _TypeAlias = BucketStats  # noqa: Y015
 
 @_typing.final
 class Buckets(_message.Message):
-    """Sub-ranges of a Region with their own statistics."""
+    """Sub-ranges of a Region with statistics of their own, for spreading scans and finding hot spots."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -258,9 +299,15 @@ class Buckets(_message.Message):
     PERIOD_IN_MS_FIELD_NUMBER: _builtins.int
     region_id: _builtins.int
     version: _builtins.int
+    """Grows when the boundaries change."""
     period_in_ms: _builtins.int
+    """Time that the statistics cover, in milliseconds."""
     @_builtins.property
-    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Boundaries in ascending order, both ends of the Region included: n buckets have n + 1 keys.
+        Encoded as Region bounds are.
+        """
+
     @_builtins.property
     def stats(self) -> Global___BucketStats: ...
     def __init__(
@@ -282,6 +329,8 @@ Global___Buckets: _TypeAlias = Buckets  # noqa: Y015
 
 @_typing.final
 class BucketMeta(_message.Message):
+    """Boundaries of buckets without statistics."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
@@ -305,8 +354,8 @@ Global___BucketMeta: _TypeAlias = BucketMeta  # noqa: Y015
 
 @_typing.final
 class Region(_message.Message):
-    """A contiguous range of keys [start_key, end_key); an empty end_key is unbounded. In transactional and
-    API V2 clusters the bounds are memcomparable-encoded.
+    """A contiguous range of keys [start_key, end_key) and the peers that replicate it. Bounds are
+    memcomparable-encoded for transactional data and under API V2, plain for raw data under API V1.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -321,15 +370,23 @@ class Region(_message.Message):
     FLASHBACK_START_TS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     start_key: _builtins.bytes
+    """First key; empty means from the smallest key on."""
     end_key: _builtins.bytes
+    """First key after the Region; empty means unbounded."""
     is_in_flashback: _builtins.bool
+    """The Region is being rewound; reads and writes fail meanwhile."""
     flashback_start_ts: _builtins.int
+    """Timestamp the flashback started at; reads below it still work."""
     @_builtins.property
     def region_epoch(self) -> Global___RegionEpoch: ...
     @_builtins.property
-    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]: ...
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]:
+        """All replicas. Who leads is told beside the Region, not in it."""
+
     @_builtins.property
-    def encryption_meta(self) -> _encryptionpb.EncryptionMeta: ...
+    def encryption_meta(self) -> _encryptionpb.EncryptionMeta:
+        """Not used by clients."""
+
     def __init__(
         self,
         *,
@@ -352,7 +409,7 @@ Global___Region: _TypeAlias = Region  # noqa: Y015
 
 @_typing.final
 class Peer(_message.Message):
-    """One replica of a Region on one store."""
+    """One replica of a Region on one store. No store holds two of the same Region."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -364,6 +421,7 @@ class Peer(_message.Message):
     store_id: _builtins.int
     role: Global___PeerRole.ValueType
     is_witness: _builtins.bool
+    """Votes but keeps no data, so it cannot serve reads."""
     def __init__(
         self,
         *,

@@ -38,7 +38,8 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     PUT: _EventType.ValueType  # 0
     DELETE: _EventType.ValueType  # 1
 
-class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper): ...
+class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
+    """What happened to a key that is watched."""
 
 PUT: EventType.ValueType  # 0
 DELETE: EventType.ValueType  # 1
@@ -52,33 +53,50 @@ class _ErrorTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorType.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     OK: _ErrorType.ValueType  # 0
     UNKNOWN: _ErrorType.ValueType  # 1
+    """Any error without a kind of its own; the message tells."""
     NOT_BOOTSTRAPPED: _ErrorType.ValueType  # 2
+    """The cluster has no store yet."""
     STORE_TOMBSTONE: _ErrorType.ValueType  # 3
+    """The store is gone for good."""
     ALREADY_BOOTSTRAPPED: _ErrorType.ValueType  # 4
     INCOMPATIBLE_VERSION: _ErrorType.ValueType  # 5
     REGION_NOT_FOUND: _ErrorType.ValueType  # 6
+    """From a PD follower: it does not know the Region (yet); the leader might."""
     GLOBAL_CONFIG_NOT_FOUND: _ErrorType.ValueType  # 7
     DUPLICATED_ENTRY: _ErrorType.ValueType  # 8
+    """The keyspace exists."""
     ENTRY_NOT_FOUND: _ErrorType.ValueType  # 9
+    """No such keyspace."""
     INVALID_VALUE: _ErrorType.ValueType  # 10
     DATA_COMPACTED: _ErrorType.ValueType  # 11
+    """The revision to watch from is no longer kept."""
     REGIONS_NOT_CONTAIN_ALL_KEY_RANGE: _ErrorType.ValueType  # 12
+    """There is a hole between Regions, and the request did not allow for one."""
 
-class ErrorType(_ErrorType, metaclass=_ErrorTypeEnumTypeWrapper): ...
+class ErrorType(_ErrorType, metaclass=_ErrorTypeEnumTypeWrapper):
+    """Kind of an error in a header."""
 
 OK: ErrorType.ValueType  # 0
 UNKNOWN: ErrorType.ValueType  # 1
+"""Any error without a kind of its own; the message tells."""
 NOT_BOOTSTRAPPED: ErrorType.ValueType  # 2
+"""The cluster has no store yet."""
 STORE_TOMBSTONE: ErrorType.ValueType  # 3
+"""The store is gone for good."""
 ALREADY_BOOTSTRAPPED: ErrorType.ValueType  # 4
 INCOMPATIBLE_VERSION: ErrorType.ValueType  # 5
 REGION_NOT_FOUND: ErrorType.ValueType  # 6
+"""From a PD follower: it does not know the Region (yet); the leader might."""
 GLOBAL_CONFIG_NOT_FOUND: ErrorType.ValueType  # 7
 DUPLICATED_ENTRY: ErrorType.ValueType  # 8
+"""The keyspace exists."""
 ENTRY_NOT_FOUND: ErrorType.ValueType  # 9
+"""No such keyspace."""
 INVALID_VALUE: ErrorType.ValueType  # 10
 DATA_COMPACTED: ErrorType.ValueType  # 11
+"""The revision to watch from is no longer kept."""
 REGIONS_NOT_CONTAIN_ALL_KEY_RANGE: ErrorType.ValueType  # 12
+"""There is a hole between Regions, and the request did not allow for one."""
 Global___ErrorType: _TypeAlias = ErrorType  # noqa: Y015
 
 class _ServiceMode:
@@ -89,13 +107,18 @@ class _ServiceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServiceMo
     DESCRIPTOR: _descriptor.EnumDescriptor
     UNKNOWN_SVC_MODE: _ServiceMode.ValueType  # 0
     PD_SVC_MODE: _ServiceMode.ValueType  # 1
+    """PD does everything."""
     API_SVC_MODE: _ServiceMode.ValueType  # 2
+    """Timestamps and resource groups come from services of their own."""
 
-class ServiceMode(_ServiceMode, metaclass=_ServiceModeEnumTypeWrapper): ...
+class ServiceMode(_ServiceMode, metaclass=_ServiceModeEnumTypeWrapper):
+    """Whether PD itself gives out timestamps, or services apart from it do."""
 
 UNKNOWN_SVC_MODE: ServiceMode.ValueType  # 0
 PD_SVC_MODE: ServiceMode.ValueType  # 1
+"""PD does everything."""
 API_SVC_MODE: ServiceMode.ValueType  # 2
+"""Timestamps and resource groups come from services of their own."""
 Global___ServiceMode: _TypeAlias = ServiceMode  # noqa: Y015
 
 class _CheckPolicy:
@@ -108,7 +131,8 @@ class _CheckPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CheckPoli
     APPROXIMATE: _CheckPolicy.ValueType  # 1
     USEKEY: _CheckPolicy.ValueType  # 2
 
-class CheckPolicy(_CheckPolicy, metaclass=_CheckPolicyEnumTypeWrapper): ...
+class CheckPolicy(_CheckPolicy, metaclass=_CheckPolicyEnumTypeWrapper):
+    """How PD finds the keys to split a Region at."""
 
 SCAN: CheckPolicy.ValueType  # 0
 APPROXIMATE: CheckPolicy.ValueType  # 1
@@ -125,7 +149,8 @@ class _SplitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SplitReas
     SIZE: _SplitReason.ValueType  # 1
     LOAD: _SplitReason.ValueType  # 2
 
-class SplitReason(_SplitReason, metaclass=_SplitReasonEnumTypeWrapper): ...
+class SplitReason(_SplitReason, metaclass=_SplitReasonEnumTypeWrapper):
+    """Why a Region is split."""
 
 ADMIN: SplitReason.ValueType  # 0
 SIZE: SplitReason.ValueType  # 1
@@ -157,14 +182,17 @@ class _OperatorStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operat
     TIMEOUT: _OperatorStatus.ValueType  # 1
     CANCEL: _OperatorStatus.ValueType  # 2
     REPLACE: _OperatorStatus.ValueType  # 3
+    """Gave way to a more urgent one."""
     RUNNING: _OperatorStatus.ValueType  # 4
 
-class OperatorStatus(_OperatorStatus, metaclass=_OperatorStatusEnumTypeWrapper): ...
+class OperatorStatus(_OperatorStatus, metaclass=_OperatorStatusEnumTypeWrapper):
+    """How far a scheduling step has come."""
 
 SUCCESS: OperatorStatus.ValueType  # 0
 TIMEOUT: OperatorStatus.ValueType  # 1
 CANCEL: OperatorStatus.ValueType  # 2
 REPLACE: OperatorStatus.ValueType  # 3
+"""Gave way to a more urgent one."""
 RUNNING: OperatorStatus.ValueType  # 4
 Global___OperatorStatus: _TypeAlias = OperatorStatus  # noqa: Y015
 
@@ -254,6 +282,8 @@ Global___WatchGlobalConfigResponse: _TypeAlias = WatchGlobalConfigResponse  # no
 
 @_typing.final
 class StoreGlobalConfigRequest(_message.Message):
+    """Changes items, all or none."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CHANGES_FIELD_NUMBER: _builtins.int
@@ -297,6 +327,8 @@ Global___StoreGlobalConfigResponse: _TypeAlias = StoreGlobalConfigResponse  # no
 
 @_typing.final
 class LoadGlobalConfigRequest(_message.Message):
+    """Asks for named items, or without names for all under config_path. Has no header."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAMES_FIELD_NUMBER: _builtins.int
@@ -325,6 +357,7 @@ class LoadGlobalConfigResponse(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    """To watch from."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GlobalConfigItem]: ...
     def __init__(
@@ -343,6 +376,8 @@ Global___LoadGlobalConfigResponse: _TypeAlias = LoadGlobalConfigResponse  # noqa
 
 @_typing.final
 class GlobalConfigItem(_message.Message):
+    """One item. A missing one comes with an error instead of a value."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -353,6 +388,7 @@ class GlobalConfigItem(_message.Message):
     name: _builtins.str
     value: _builtins.str
     kind: Global___EventType.ValueType
+    """Whether the item is to be (or was) put or deleted."""
     payload: _builtins.bytes
     @_builtins.property
     def error(self) -> Global___Error: ...
@@ -375,7 +411,7 @@ Global___GlobalConfigItem: _TypeAlias = GlobalConfigItem  # noqa: Y015
 
 @_typing.final
 class RequestHeader(_message.Message):
-    """cluster_id must be the one of GetMembers; PD refuses another with FAILED_PRECONDITION."""
+    """In every request but GetMembers, GetClusterInfo and those of the global configuration."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -384,9 +420,13 @@ class RequestHeader(_message.Message):
     CALLER_ID_FIELD_NUMBER: _builtins.int
     CALLER_COMPONENT_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
+    """As learned from GetMembers. PD refuses another with FAILED_PRECONDITION."""
     sender_id: _builtins.int
+    """Not used."""
     caller_id: _builtins.str
+    """Which program asks, for PD's metrics."""
     caller_component: _builtins.str
+    """Which part of the program asks, for PD's metrics."""
     def __init__(
         self,
         *,
@@ -413,7 +453,9 @@ class ResponseHeader(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     @_builtins.property
-    def error(self) -> Global___Error: ...
+    def error(self) -> Global___Error:
+        """Absent on success. That a member does not lead is no such error, but the status UNAVAILABLE."""
+
     def __init__(
         self,
         *,
@@ -452,7 +494,7 @@ Global___Error: _TypeAlias = Error  # noqa: Y015
 
 @_typing.final
 class TsoRequest(_message.Message):
-    """Asks for count timestamps at once."""
+    """Asks for timestamps."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -460,7 +502,9 @@ class TsoRequest(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     DC_LOCATION_FIELD_NUMBER: _builtins.int
     count: _builtins.int
+    """How many, at least one."""
     dc_location: _builtins.str
+    """No longer used."""
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
     def __init__(
@@ -480,7 +524,7 @@ Global___TsoRequest: _TypeAlias = TsoRequest  # noqa: Y015
 
 @_typing.final
 class Timestamp(_message.Message):
-    """physical in milliseconds, logical below 2^18."""
+    """A point in time. As one number it is physical << 18 | logical."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -488,8 +532,11 @@ class Timestamp(_message.Message):
     LOGICAL_FIELD_NUMBER: _builtins.int
     SUFFIX_BITS_FIELD_NUMBER: _builtins.int
     physical: _builtins.int
+    """Unix time in milliseconds, as PD sees it."""
     logical: _builtins.int
+    """Tells timestamps of the same millisecond apart; below 2^18."""
     suffix_bits: _builtins.int
+    """No longer used."""
     def __init__(
         self,
         *,
@@ -507,7 +554,7 @@ Global___Timestamp: _TypeAlias = Timestamp  # noqa: Y015
 
 @_typing.final
 class TsoResponse(_message.Message):
-    """timestamp is the last of the count timestamps granted; all share its physical part."""
+    """Answers come in the order of the requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -515,10 +562,15 @@ class TsoResponse(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     count: _builtins.int
+    """As in the request."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
-    def timestamp(self) -> Global___Timestamp: ...
+    def timestamp(self) -> Global___Timestamp:
+        """The last of those granted; the first is count - 1 below it in `logical`. All share the physical
+        part, and none was or will be granted again.
+        """
+
     def __init__(
         self,
         *,
@@ -536,6 +588,8 @@ Global___TsoResponse: _TypeAlias = TsoResponse  # noqa: Y015
 
 @_typing.final
 class BootstrapRequest(_message.Message):
+    """Makes the cluster's first store and its first Region, which holds all keys. By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -631,6 +685,8 @@ Global___IsBootstrappedResponse: _TypeAlias = IsBootstrappedResponse  # noqa: Y0
 
 @_typing.final
 class AllocIDRequest(_message.Message):
+    """Asks for unused ids; stores, Regions and peers share one sequence."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -662,7 +718,9 @@ class AllocIDResponse(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
+    """The last of `count` consecutive ids."""
     count: _builtins.int
+    """Set when more than one was asked for."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     def __init__(
@@ -748,6 +806,8 @@ Global___GetStoreRequest: _TypeAlias = GetStoreRequest  # noqa: Y015
 
 @_typing.final
 class GetStoreResponse(_message.Message):
+    """An unknown id is an UNKNOWN error in the header."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -756,7 +816,9 @@ class GetStoreResponse(_message.Message):
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
-    def store(self) -> _metapb.Store: ...
+    def store(self) -> _metapb.Store:
+        """May be a tombstone."""
+
     @_builtins.property
     def stats(self) -> Global___StoreStats: ...
     def __init__(
@@ -776,6 +838,8 @@ Global___GetStoreResponse: _TypeAlias = GetStoreResponse  # noqa: Y015
 
 @_typing.final
 class PutStoreRequest(_message.Message):
+    """Announces a store. By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -871,13 +935,17 @@ Global___GetAllStoresResponse: _TypeAlias = GetAllStoresResponse  # noqa: Y015
 
 @_typing.final
 class GetRegionRequest(_message.Message):
+    """Asks for the Region that holds a key, or with GetPrevRegion for the one before it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
     REGION_KEY_FIELD_NUMBER: _builtins.int
     NEED_BUCKETS_FIELD_NUMBER: _builtins.int
     region_key: _builtins.bytes
+    """Encoded as Region bounds are."""
     need_buckets: _builtins.bool
+    """Have the answer carry the buckets of the Region."""
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
     def __init__(
@@ -897,7 +965,7 @@ Global___GetRegionRequest: _TypeAlias = GetRegionRequest  # noqa: Y015
 
 @_typing.final
 class GetRegionResponse(_message.Message):
-    """No region and no header error when no Region holds the key."""
+    """Neither a Region nor an error if no Region holds the key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -912,11 +980,17 @@ class GetRegionResponse(_message.Message):
     @_builtins.property
     def region(self) -> _metapb.Region: ...
     @_builtins.property
-    def leader(self) -> _metapb.Peer: ...
+    def leader(self) -> _metapb.Peer:
+        """Absent while PD knows of none."""
+
     @_builtins.property
-    def down_peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStats]: ...
+    def down_peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStats]:
+        """Peers that do not answer."""
+
     @_builtins.property
-    def pending_peers(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Peer]: ...
+    def pending_peers(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Peer]:
+        """Peers that lag behind in the raft log."""
+
     @_builtins.property
     def buckets(self) -> _metapb.Buckets: ...
     def __init__(
@@ -965,7 +1039,9 @@ Global___GetRegionByIDRequest: _TypeAlias = GetRegionByIDRequest  # noqa: Y015
 
 @_typing.final
 class QueryRegionRequest(_message.Message):
-    """One message asks for many Regions, by key, by the key after them, or by id."""
+    """Asks for many Regions at once: by key, by the key after them, and by id. Keys are encoded as
+    Region bounds are.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1034,11 +1110,17 @@ class QueryRegionResponse(_message.Message):
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
-    def key_id_map(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def key_id_map(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Id of the Region that holds keys[i]; zero for none."""
+
     @_builtins.property
-    def prev_key_id_map(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def prev_key_id_map(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Id of the Region before the one that holds prev_keys[i]; zero for none."""
+
     @_builtins.property
-    def regions_by_id(self) -> _containers.MessageMap[_builtins.int, Global___RegionResponse]: ...
+    def regions_by_id(self) -> _containers.MessageMap[_builtins.int, Global___RegionResponse]:
+        """Every Region that was found, once."""
+
     def __init__(
         self,
         *,
@@ -1057,6 +1139,8 @@ Global___QueryRegionResponse: _TypeAlias = QueryRegionResponse  # noqa: Y015
 
 @_typing.final
 class RegionResponse(_message.Message):
+    """A Region with its leader, as in GetRegionResponse."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_FIELD_NUMBER: _builtins.int
@@ -1093,6 +1177,8 @@ Global___RegionResponse: _TypeAlias = RegionResponse  # noqa: Y015
 
 @_typing.final
 class ScanRegionsRequest(_message.Message):
+    """Asks for the Regions that overlap [start_key, end_key), in ascending order."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -1101,7 +1187,9 @@ class ScanRegionsRequest(_message.Message):
     END_KEY_FIELD_NUMBER: _builtins.int
     start_key: _builtins.bytes
     limit: _builtins.int
+    """Zero or less returns all."""
     end_key: _builtins.bytes
+    """Empty is unbounded."""
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
     def __init__(
@@ -1122,6 +1210,8 @@ Global___ScanRegionsRequest: _TypeAlias = ScanRegionsRequest  # noqa: Y015
 
 @_typing.final
 class Region(_message.Message):
+    """A Region with its leader, as in GetRegionResponse."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_FIELD_NUMBER: _builtins.int
@@ -1167,9 +1257,13 @@ class ScanRegionsResponse(_message.Message):
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
-    def region_metas(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Region]: ...
+    def region_metas(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Region]:
+        """What `regions` holds, in an older form."""
+
     @_builtins.property
-    def leaders(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Peer]: ...
+    def leaders(self) -> _containers.RepeatedCompositeFieldContainer[_metapb.Peer]:
+        """leaders[i] leads region_metas[i]; one without an id stands for none known."""
+
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]: ...
     def __init__(
@@ -1190,6 +1284,8 @@ Global___ScanRegionsResponse: _TypeAlias = ScanRegionsResponse  # noqa: Y015
 
 @_typing.final
 class KeyRange(_message.Message):
+    """[start_key, end_key), encoded as Region bounds are."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     START_KEY_FIELD_NUMBER: _builtins.int
@@ -1212,6 +1308,8 @@ Global___KeyRange: _TypeAlias = KeyRange  # noqa: Y015
 
 @_typing.final
 class BatchScanRegionsRequest(_message.Message):
+    """Asks for the Regions that overlap any of the ranges, which are ascending and do not overlap."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -1221,7 +1319,11 @@ class BatchScanRegionsRequest(_message.Message):
     CONTAIN_ALL_KEY_RANGE_FIELD_NUMBER: _builtins.int
     need_buckets: _builtins.bool
     limit: _builtins.int
+    """For all ranges together; zero or less returns all."""
     contain_all_key_range: _builtins.bool
+    """Fail with REGIONS_NOT_CONTAIN_ALL_KEY_RANGE rather than return Regions with a hole between
+    them.
+    """
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
     @_builtins.property
@@ -1252,7 +1354,9 @@ class BatchScanRegionsResponse(_message.Message):
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
-    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]: ...
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]:
+        """Each Region once, in ascending order."""
+
     def __init__(
         self,
         *,
@@ -1357,6 +1461,8 @@ Global___PutClusterConfigResponse: _TypeAlias = PutClusterConfigResponse  # noqa
 
 @_typing.final
 class Member(_message.Message):
+    """One PD process."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -1371,14 +1477,19 @@ class Member(_message.Message):
     name: _builtins.str
     member_id: _builtins.int
     leader_priority: _builtins.int
+    """The member with the highest one should lead."""
     deploy_path: _builtins.str
     binary_version: _builtins.str
     git_hash: _builtins.str
     dc_location: _builtins.str
     @_builtins.property
-    def peer_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def peer_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What other members dial."""
+
     @_builtins.property
-    def client_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def client_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What clients dial, such as http://10.0.0.1:2379."""
+
     def __init__(
         self,
         *,
@@ -1424,6 +1535,8 @@ Global___GetMembersRequest: _TypeAlias = GetMembersRequest  # noqa: Y015
 
 @_typing.final
 class GetMembersResponse(_message.Message):
+    """Tells cluster id, members and leader; any member answers."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -1457,9 +1570,13 @@ class GetMembersResponse(_message.Message):
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
     @_builtins.property
-    def leader(self) -> Global___Member: ...
+    def leader(self) -> Global___Member:
+        """The member that serves; absent during an election."""
+
     @_builtins.property
-    def etcd_leader(self) -> Global___Member: ...
+    def etcd_leader(self) -> Global___Member:
+        """Leader of the storage below PD; of no concern to clients."""
+
     @_builtins.property
     def tso_allocator_leaders(self) -> _containers.MessageMap[_builtins.str, Global___Member]: ...
     def __init__(
@@ -1481,6 +1598,8 @@ Global___GetMembersResponse: _TypeAlias = GetMembersResponse  # noqa: Y015
 
 @_typing.final
 class GetClusterInfoRequest(_message.Message):
+    """Sent before the cluster id is known; PD ignores its header."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -1509,9 +1628,13 @@ class GetClusterInfoResponse(_message.Message):
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
-    def serviceModes(self) -> _containers.RepeatedScalarFieldContainer[Global___ServiceMode.ValueType]: ...
+    def serviceModes(self) -> _containers.RepeatedScalarFieldContainer[Global___ServiceMode.ValueType]:
+        """The first one counts."""
+
     @_builtins.property
-    def tso_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def tso_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where to ask for timestamps under API_SVC_MODE."""
+
     def __init__(
         self,
         *,
@@ -1529,6 +1652,8 @@ Global___GetClusterInfoResponse: _TypeAlias = GetClusterInfoResponse  # noqa: Y0
 
 @_typing.final
 class PeerStats(_message.Message):
+    """A peer that does not answer, and for how long."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PEER_FIELD_NUMBER: _builtins.int
@@ -1552,6 +1677,8 @@ Global___PeerStats: _TypeAlias = PeerStats  # noqa: Y015
 
 @_typing.final
 class RegionHeartbeatRequest(_message.Message):
+    """A leader reports on its Region. By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -1811,6 +1938,8 @@ Global___ChangeSplit: _TypeAlias = ChangeSplit  # noqa: Y015
 
 @_typing.final
 class RegionHeartbeatResponse(_message.Message):
+    """Tells a leader what to change. To stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -1870,6 +1999,8 @@ Global___RegionHeartbeatResponse: _TypeAlias = RegionHeartbeatResponse  # noqa: 
 
 @_typing.final
 class AskSplitRequest(_message.Message):
+    """Asks for ids before a split. By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -1921,6 +2052,8 @@ Global___AskSplitResponse: _TypeAlias = AskSplitResponse  # noqa: Y015
 
 @_typing.final
 class ReportSplitRequest(_message.Message):
+    """By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -1969,6 +2102,8 @@ Global___ReportSplitResponse: _TypeAlias = ReportSplitResponse  # noqa: Y015
 
 @_typing.final
 class AskBatchSplitRequest(_message.Message):
+    """Asks for ids before a split. By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -2046,6 +2181,8 @@ Global___AskBatchSplitResponse: _TypeAlias = AskBatchSplitResponse  # noqa: Y015
 
 @_typing.final
 class ReportBatchSplitRequest(_message.Message):
+    """By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -2173,6 +2310,10 @@ Global___PeerStat: _TypeAlias = PeerStat  # noqa: Y015
 
 @_typing.final
 class StoreStats(_message.Message):
+    """Size and load of a store, from its last heartbeat. Sizes are in bytes, rates are those of
+    `interval`.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -2479,6 +2620,8 @@ Global___StoreReport: _TypeAlias = StoreReport  # noqa: Y015
 
 @_typing.final
 class StoreHeartbeatRequest(_message.Message):
+    """By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -2637,6 +2780,8 @@ Global___ControlGrpc: _TypeAlias = ControlGrpc  # noqa: Y015
 
 @_typing.final
 class StoreHeartbeatResponse(_message.Message):
+    """To stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -2687,6 +2832,8 @@ Global___StoreHeartbeatResponse: _TypeAlias = StoreHeartbeatResponse  # noqa: Y0
 
 @_typing.final
 class ScatterRegionRequest(_message.Message):
+    """Asks to spread Regions and their leaders over the stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -2704,8 +2851,11 @@ class ScatterRegionRequest(_message.Message):
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def region_id(self, value: _builtins.int) -> None: ...
     group: _builtins.str
+    """Regions of one group are spread evenly among themselves."""
     retry_limit: _builtins.int
+    """Tries for each Region."""
     skip_store_limit: _builtins.bool
+    """Go faster than the stores' own limits allow."""
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
     @_builtins.property
@@ -2713,7 +2863,9 @@ class ScatterRegionRequest(_message.Message):
     @_builtins.property
     def leader(self) -> _metapb.Peer: ...
     @_builtins.property
-    def regions_id(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def regions_id(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The Regions to spread."""
+
     def __init__(
         self,
         *,
@@ -2742,6 +2894,7 @@ class ScatterRegionResponse(_message.Message):
     FINISHED_PERCENTAGE_FIELD_NUMBER: _builtins.int
     FAILED_REGIONS_ID_FIELD_NUMBER: _builtins.int
     finished_percentage: _builtins.int
+    """0 to 100: Regions for which a step was scheduled, or none was needed."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
@@ -2763,6 +2916,8 @@ Global___ScatterRegionResponse: _TypeAlias = ScatterRegionResponse  # noqa: Y015
 
 @_typing.final
 class GetGCSafePointRequest(_message.Message):
+    """Superseded by GetGCStateRequest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -2806,6 +2961,8 @@ Global___GetGCSafePointResponse: _TypeAlias = GetGCSafePointResponse  # noqa: Y0
 
 @_typing.final
 class UpdateGCSafePointRequest(_message.Message):
+    """Superseded by AdvanceGCSafePointRequest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -2852,6 +3009,8 @@ Global___UpdateGCSafePointResponse: _TypeAlias = UpdateGCSafePointResponse  # no
 
 @_typing.final
 class UpdateServiceGCSafePointRequest(_message.Message):
+    """Superseded by SetGCBarrierRequest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -2860,6 +3019,7 @@ class UpdateServiceGCSafePointRequest(_message.Message):
     SAFE_POINT_FIELD_NUMBER: _builtins.int
     service_id: _builtins.bytes
     TTL: _builtins.int
+    """Seconds; zero or less removes the safe point of the service."""
     safe_point: _builtins.int
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
@@ -2890,6 +3050,7 @@ class UpdateServiceGCSafePointResponse(_message.Message):
     service_id: _builtins.bytes
     TTL: _builtins.int
     min_safe_point: _builtins.int
+    """Lowest of all services: garbage collection must not pass it."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     def __init__(
@@ -2910,6 +3071,8 @@ Global___UpdateServiceGCSafePointResponse: _TypeAlias = UpdateServiceGCSafePoint
 
 @_typing.final
 class GetGCSafePointV2Request(_message.Message):
+    """Superseded by GetGCStateRequest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -2962,6 +3125,8 @@ Global___GetGCSafePointV2Response: _TypeAlias = GetGCSafePointV2Response  # noqa
 
 @_typing.final
 class WatchGCSafePointV2Request(_message.Message):
+    """Not implemented by PD any more."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3043,6 +3208,8 @@ Global___WatchGCSafePointV2Response: _TypeAlias = WatchGCSafePointV2Response  # 
 
 @_typing.final
 class UpdateGCSafePointV2Request(_message.Message):
+    """Superseded by AdvanceGCSafePointRequest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3098,6 +3265,8 @@ Global___UpdateGCSafePointV2Response: _TypeAlias = UpdateGCSafePointV2Response  
 
 @_typing.final
 class UpdateServiceSafePointV2Request(_message.Message):
+    """Superseded by SetGCBarrierRequest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3240,6 +3409,8 @@ Global___GetAllGCSafePointV2Response: _TypeAlias = GetAllGCSafePointV2Response  
 
 @_typing.final
 class KeyspaceScope(_message.Message):
+    """Whose garbage collection: a keyspace, or with 0xFFFFFFFF all that have none of their own."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYSPACE_ID_FIELD_NUMBER: _builtins.int
@@ -3265,6 +3436,10 @@ Global___KeyspaceScope: _TypeAlias = KeyspaceScope  # noqa: Y015
 
 @_typing.final
 class AdvanceGCSafePointRequest(_message.Message):
+    """Moves the point below which versions may be deleted. Never backwards, never above the transaction
+    safe point. By whoever drives garbage collection.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3318,6 +3493,10 @@ Global___AdvanceGCSafePointResponse: _TypeAlias = AdvanceGCSafePointResponse  # 
 
 @_typing.final
 class AdvanceTxnSafePointRequest(_message.Message):
+    """Moves the point below which transactions may no longer read or commit. By whoever drives garbage
+    collection.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3353,7 +3532,9 @@ class AdvanceTxnSafePointResponse(_message.Message):
     BLOCKER_DESCRIPTION_FIELD_NUMBER: _builtins.int
     old_txn_safe_point: _builtins.int
     new_txn_safe_point: _builtins.int
+    """Lower than the target if something holds it back."""
     blocker_description: _builtins.str
+    """What holds it back, for people; empty if nothing does."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     def __init__(
@@ -3374,6 +3555,8 @@ Global___AdvanceTxnSafePointResponse: _TypeAlias = AdvanceTxnSafePointResponse  
 
 @_typing.final
 class SetGCBarrierRequest(_message.Message):
+    """Holds garbage collection back from barrier_ts on until it is removed or expires."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3383,7 +3566,9 @@ class SetGCBarrierRequest(_message.Message):
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
     barrier_id: _builtins.str
     barrier_ts: _builtins.int
+    """Not below the transaction safe point."""
     ttl_seconds: _builtins.int
+    """Above zero; the greatest int64 never expires."""
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
     @_builtins.property
@@ -3407,6 +3592,8 @@ Global___SetGCBarrierRequest: _TypeAlias = SetGCBarrierRequest  # noqa: Y015
 
 @_typing.final
 class GCBarrierInfo(_message.Message):
+    """A barrier of one keyspace."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     BARRIER_ID_FIELD_NUMBER: _builtins.int
@@ -3415,6 +3602,7 @@ class GCBarrierInfo(_message.Message):
     barrier_id: _builtins.str
     barrier_ts: _builtins.int
     ttl_seconds: _builtins.int
+    """Seconds left."""
     def __init__(
         self,
         *,
@@ -3456,6 +3644,8 @@ Global___SetGCBarrierResponse: _TypeAlias = SetGCBarrierResponse  # noqa: Y015
 
 @_typing.final
 class DeleteGCBarrierRequest(_message.Message):
+    """Removes a barrier; there need not be one."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3490,7 +3680,9 @@ class DeleteGCBarrierResponse(_message.Message):
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
-    def deleted_barrier_info(self) -> Global___GCBarrierInfo: ...
+    def deleted_barrier_info(self) -> Global___GCBarrierInfo:
+        """Absent if there was none."""
+
     def __init__(
         self,
         *,
@@ -3507,6 +3699,8 @@ Global___DeleteGCBarrierResponse: _TypeAlias = DeleteGCBarrierResponse  # noqa: 
 
 @_typing.final
 class SetGlobalGCBarrierRequest(_message.Message):
+    """Holds garbage collection of all keyspaces back."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3607,6 +3801,8 @@ Global___DeleteGlobalGCBarrierResponse: _TypeAlias = DeleteGlobalGCBarrierRespon
 
 @_typing.final
 class GlobalGCBarrierInfo(_message.Message):
+    """A barrier of all keyspaces."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     BARRIER_ID_FIELD_NUMBER: _builtins.int
@@ -3615,6 +3811,7 @@ class GlobalGCBarrierInfo(_message.Message):
     barrier_id: _builtins.str
     barrier_ts: _builtins.int
     ttl_seconds: _builtins.int
+    """Seconds left."""
     def __init__(
         self,
         *,
@@ -3632,6 +3829,8 @@ Global___GlobalGCBarrierInfo: _TypeAlias = GlobalGCBarrierInfo  # noqa: Y015
 
 @_typing.final
 class GetGCStateRequest(_message.Message):
+    """Asks how far garbage collection has come."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3662,6 +3861,8 @@ Global___GetGCStateRequest: _TypeAlias = GetGCStateRequest  # noqa: Y015
 
 @_typing.final
 class GCState(_message.Message):
+    """How far garbage collection has come in one scope: gc_safe_point is never above txn_safe_point."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYSPACE_SCOPE_FIELD_NUMBER: _builtins.int
@@ -3670,8 +3871,11 @@ class GCState(_message.Message):
     GC_SAFE_POINT_FIELD_NUMBER: _builtins.int
     GC_BARRIERS_FIELD_NUMBER: _builtins.int
     is_keyspace_level_gc: _builtins.bool
+    """The keyspace has garbage collection of its own."""
     txn_safe_point: _builtins.int
+    """Transactions that started below it can no longer read."""
     gc_safe_point: _builtins.int
+    """Versions below it may be gone, but for the newest of each key."""
     @_builtins.property
     def keyspace_scope(self) -> Global___KeyspaceScope: ...
     @_builtins.property
@@ -3825,6 +4029,8 @@ Global___RegionStat: _TypeAlias = RegionStat  # noqa: Y015
 
 @_typing.final
 class SyncRegionRequest(_message.Message):
+    """Between members."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3892,6 +4098,8 @@ Global___Peers: _TypeAlias = Peers  # noqa: Y015
 
 @_typing.final
 class SyncRegionResponse(_message.Message):
+    """Between members."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3939,6 +4147,8 @@ Global___SyncRegionResponse: _TypeAlias = SyncRegionResponse  # noqa: Y015
 
 @_typing.final
 class GetOperatorRequest(_message.Message):
+    """Asks how far the scheduling of a Region has come."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -3971,6 +4181,7 @@ class GetOperatorResponse(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     region_id: _builtins.int
     desc: _builtins.bytes
+    """Name of the operator, such as scatter-region."""
     status: Global___OperatorStatus.ValueType
     kind: _builtins.bytes
     @_builtins.property
@@ -3994,6 +4205,8 @@ Global___GetOperatorResponse: _TypeAlias = GetOperatorResponse  # noqa: Y015
 
 @_typing.final
 class SyncMaxTSRequest(_message.Message):
+    """No longer used."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -4049,16 +4262,21 @@ Global___SyncMaxTSResponse: _TypeAlias = SyncMaxTSResponse  # noqa: Y015
 
 @_typing.final
 class SplitRegionsRequest(_message.Message):
+    """Asks to split at keys, and waits until the Regions exist."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
     SPLIT_KEYS_FIELD_NUMBER: _builtins.int
     RETRY_LIMIT_FIELD_NUMBER: _builtins.int
     retry_limit: _builtins.int
+    """Tries for each key."""
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
     @_builtins.property
-    def split_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def split_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encoded as Region bounds are."""
+
     def __init__(
         self,
         *,
@@ -4082,10 +4300,13 @@ class SplitRegionsResponse(_message.Message):
     FINISHED_PERCENTAGE_FIELD_NUMBER: _builtins.int
     REGIONS_ID_FIELD_NUMBER: _builtins.int
     finished_percentage: _builtins.int
+    """0 to 100: keys at which a Region starts now."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
-    def regions_id(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def regions_id(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The Regions that were made."""
+
     def __init__(
         self,
         *,
@@ -4103,6 +4324,8 @@ Global___SplitRegionsResponse: _TypeAlias = SplitRegionsResponse  # noqa: Y015
 
 @_typing.final
 class SplitAndScatterRegionsRequest(_message.Message):
+    """Asks to split at keys and to spread the new Regions over the stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -4110,11 +4333,14 @@ class SplitAndScatterRegionsRequest(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     RETRY_LIMIT_FIELD_NUMBER: _builtins.int
     group: _builtins.str
+    """See ScatterRegionRequest."""
     retry_limit: _builtins.int
     @_builtins.property
     def header(self) -> Global___RequestHeader: ...
     @_builtins.property
-    def split_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def split_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encoded as Region bounds are."""
+
     def __init__(
         self,
         *,
@@ -4163,6 +4389,8 @@ Global___SplitAndScatterRegionsResponse: _TypeAlias = SplitAndScatterRegionsResp
 
 @_typing.final
 class GetDCLocationInfoRequest(_message.Message):
+    """No longer used."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -4284,6 +4512,8 @@ Global___CPUStats: _TypeAlias = CPUStats  # noqa: Y015
 
 @_typing.final
 class ReportBucketsRequest(_message.Message):
+    """By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -4332,6 +4562,8 @@ Global___ReportBucketsResponse: _TypeAlias = ReportBucketsResponse  # noqa: Y015
 
 @_typing.final
 class ReportMinResolvedTsRequest(_message.Message):
+    """By stores."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -4378,6 +4610,8 @@ Global___ReportMinResolvedTsResponse: _TypeAlias = ReportMinResolvedTsResponse  
 
 @_typing.final
 class SetExternalTimestampRequest(_message.Message):
+    """Sets a timestamp kept for an application: only forwards, never ahead of PD's own time."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -4446,6 +4680,7 @@ class GetExternalTimestampResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     timestamp: _builtins.int
+    """Zero until it is first set."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     def __init__(
@@ -4464,6 +4699,8 @@ Global___GetExternalTimestampResponse: _TypeAlias = GetExternalTimestampResponse
 
 @_typing.final
 class GetMinTSRequest(_message.Message):
+    """Asks for a timestamp that no timestamp granted later, by any service, is below."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int

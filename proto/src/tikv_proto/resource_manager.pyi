@@ -489,6 +489,7 @@ class GrantedRUTokenBucket(_message.Message):
     TRICKLE_TIME_MS_FIELD_NUMBER: _builtins.int
     type: Global___RequestUnitType.ValueType
     trickle_time_ms: _builtins.int
+    """Milliseconds over which the grant is to be spread; zero is at once."""
     @_builtins.property
     def granted_tokens(self) -> Global___TokenBucket: ...
     def __init__(
@@ -534,6 +535,10 @@ Global___GrantedRawResourceTokenBucket: _TypeAlias = GrantedRawResourceTokenBuck
 
 @_typing.final
 class Consumption(_message.Message):
+    """What was used, in request units (r_r_u for reads, w_r_u for writes) and in what they are computed
+    from.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     R_R_U_FIELD_NUMBER: _builtins.int
@@ -647,6 +652,7 @@ class ResourceGroup(_message.Message):
     name: _builtins.str
     mode: Global___GroupMode.ValueType
     priority: _builtins.int
+    """1 to 16, the higher the sooner."""
     @_builtins.property
     def r_u_settings(self) -> Global___GroupRequestUnitSettings: ...
     @_builtins.property
@@ -730,6 +736,8 @@ Global___GroupRawResourceSettings: _TypeAlias = GroupRawResourceSettings  # noqa
 
 @_typing.final
 class TokenBucket(_message.Message):
+    """Request units at hand and how they are refilled."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SETTINGS_FIELD_NUMBER: _builtins.int
@@ -759,7 +767,9 @@ class TokenLimitSettings(_message.Message):
     BURST_LIMIT_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     fill_rate: _builtins.int
+    """Request units a second."""
     burst_limit: _builtins.int
+    """Most that can be saved up; below zero is unlimited."""
     max_tokens: _builtins.float
     def __init__(
         self,

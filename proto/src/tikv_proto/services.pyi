@@ -5,7 +5,9 @@ from tikv_proto._services import Rpc as Rpc, all_rpcs as all_rpcs
 
 class _Deadlock:
     GetWaitForEntries: Rpc[deadlock.WaitForEntriesRequest, deadlock.WaitForEntriesResponse]
+    """Lists who waits for whom."""
     Detect: Rpc[deadlock.DeadlockRequest, deadlock.DeadlockResponse]
+    """Between stores."""
 
 Deadlock: _Deadlock
 
@@ -26,60 +28,110 @@ TraceRecordPubSub: _TraceRecordPubSub
 
 class _PD:
     GetClusterInfo: Rpc[pdpb.GetClusterInfoRequest, pdpb.GetClusterInfoResponse]
+    """Tells which services give out timestamps."""
     GetMembers: Rpc[pdpb.GetMembersRequest, pdpb.GetMembersResponse]
+    """Tells cluster id, members and leader. Any member answers."""
     Tso: Rpc[pdpb.TsoRequest, pdpb.TsoResponse]
+    """Grants timestamps."""
     Bootstrap: Rpc[pdpb.BootstrapRequest, pdpb.BootstrapResponse]
+    """By stores."""
     IsBootstrapped: Rpc[pdpb.IsBootstrappedRequest, pdpb.IsBootstrappedResponse]
+    """Tells whether the cluster has a store yet."""
     AllocID: Rpc[pdpb.AllocIDRequest, pdpb.AllocIDResponse]
+    """Grants ids that are unique in the cluster."""
     IsSnapshotRecovering: Rpc[pdpb.IsSnapshotRecoveringRequest, pdpb.IsSnapshotRecoveringResponse]
     GetStore: Rpc[pdpb.GetStoreRequest, pdpb.GetStoreResponse]
+    """Tells address, state and load of a store."""
     PutStore: Rpc[pdpb.PutStoreRequest, pdpb.PutStoreResponse]
+    """By stores."""
     GetAllStores: Rpc[pdpb.GetAllStoresRequest, pdpb.GetAllStoresResponse]
+    """Lists the stores."""
     StoreHeartbeat: Rpc[pdpb.StoreHeartbeatRequest, pdpb.StoreHeartbeatResponse]
+    """By stores."""
     RegionHeartbeat: Rpc[pdpb.RegionHeartbeatRequest, pdpb.RegionHeartbeatResponse]
+    """By stores."""
     GetRegion: Rpc[pdpb.GetRegionRequest, pdpb.GetRegionResponse]
+    """Finds the Region that holds a key."""
     GetPrevRegion: Rpc[pdpb.GetRegionRequest, pdpb.GetRegionResponse]
+    """Finds the Region before the one that holds a key."""
     GetRegionByID: Rpc[pdpb.GetRegionByIDRequest, pdpb.GetRegionResponse]
+    """Finds a Region by its id."""
     QueryRegion: Rpc[pdpb.QueryRegionRequest, pdpb.QueryRegionResponse]
+    """Finds many Regions with one message."""
     ScanRegions: Rpc[pdpb.ScanRegionsRequest, pdpb.ScanRegionsResponse]
+    """Lists the Regions of a range."""
     BatchScanRegions: Rpc[pdpb.BatchScanRegionsRequest, pdpb.BatchScanRegionsResponse]
+    """Lists the Regions of several ranges."""
     AskSplit: Rpc[pdpb.AskSplitRequest, pdpb.AskSplitResponse]
+    """By stores."""
     ReportSplit: Rpc[pdpb.ReportSplitRequest, pdpb.ReportSplitResponse]
+    """By stores."""
     AskBatchSplit: Rpc[pdpb.AskBatchSplitRequest, pdpb.AskBatchSplitResponse]
+    """By stores."""
     ReportBatchSplit: Rpc[pdpb.ReportBatchSplitRequest, pdpb.ReportBatchSplitResponse]
+    """By stores."""
     GetClusterConfig: Rpc[pdpb.GetClusterConfigRequest, pdpb.GetClusterConfigResponse]
+    """Tells how many replicas a Region should have."""
     PutClusterConfig: Rpc[pdpb.PutClusterConfigRequest, pdpb.PutClusterConfigResponse]
+    """Sets how many replicas a Region should have."""
     ScatterRegion: Rpc[pdpb.ScatterRegionRequest, pdpb.ScatterRegionResponse]
+    """Spreads Regions over the stores."""
     GetGCSafePoint: Rpc[pdpb.GetGCSafePointRequest, pdpb.GetGCSafePointResponse]
+    """Superseded by GetGCState."""
     UpdateGCSafePoint: Rpc[pdpb.UpdateGCSafePointRequest, pdpb.UpdateGCSafePointResponse]
+    """Superseded by AdvanceGCSafePoint."""
     UpdateServiceGCSafePoint: Rpc[pdpb.UpdateServiceGCSafePointRequest, pdpb.UpdateServiceGCSafePointResponse]
+    """Superseded by SetGCBarrier."""
     GetGCSafePointV2: Rpc[pdpb.GetGCSafePointV2Request, pdpb.GetGCSafePointV2Response]
     WatchGCSafePointV2: Rpc[pdpb.WatchGCSafePointV2Request, pdpb.WatchGCSafePointV2Response]
+    """Not implemented by PD any more."""
     UpdateGCSafePointV2: Rpc[pdpb.UpdateGCSafePointV2Request, pdpb.UpdateGCSafePointV2Response]
     UpdateServiceSafePointV2: Rpc[pdpb.UpdateServiceSafePointV2Request, pdpb.UpdateServiceSafePointV2Response]
     GetAllGCSafePointV2: Rpc[pdpb.GetAllGCSafePointV2Request, pdpb.GetAllGCSafePointV2Response]
     AdvanceGCSafePoint: Rpc[pdpb.AdvanceGCSafePointRequest, pdpb.AdvanceGCSafePointResponse]
+    """Lets versions below a timestamp be deleted."""
     AdvanceTxnSafePoint: Rpc[pdpb.AdvanceTxnSafePointRequest, pdpb.AdvanceTxnSafePointResponse]
+    """Ends reads and commits below a timestamp."""
     SetGCBarrier: Rpc[pdpb.SetGCBarrierRequest, pdpb.SetGCBarrierResponse]
+    """Holds garbage collection of a keyspace back."""
     DeleteGCBarrier: Rpc[pdpb.DeleteGCBarrierRequest, pdpb.DeleteGCBarrierResponse]
+    """Removes a barrier of a keyspace."""
     SetGlobalGCBarrier: Rpc[pdpb.SetGlobalGCBarrierRequest, pdpb.SetGlobalGCBarrierResponse]
+    """Holds garbage collection of all keyspaces back."""
     DeleteGlobalGCBarrier: Rpc[pdpb.DeleteGlobalGCBarrierRequest, pdpb.DeleteGlobalGCBarrierResponse]
+    """Removes a barrier of all keyspaces."""
     GetGCState: Rpc[pdpb.GetGCStateRequest, pdpb.GetGCStateResponse]
+    """Tells how far garbage collection has come."""
     GetAllKeyspacesGCStates: Rpc[pdpb.GetAllKeyspacesGCStatesRequest, pdpb.GetAllKeyspacesGCStatesResponse]
+    """Tells how far garbage collection has come, for all keyspaces."""
     SyncRegions: Rpc[pdpb.SyncRegionRequest, pdpb.SyncRegionResponse]
+    """Between members."""
     GetOperator: Rpc[pdpb.GetOperatorRequest, pdpb.GetOperatorResponse]
+    """Tells how far the scheduling of a Region has come."""
     SyncMaxTS: Rpc[pdpb.SyncMaxTSRequest, pdpb.SyncMaxTSResponse]
+    """No longer used."""
     SplitRegions: Rpc[pdpb.SplitRegionsRequest, pdpb.SplitRegionsResponse]
+    """Splits Regions at keys."""
     SplitAndScatterRegions: Rpc[pdpb.SplitAndScatterRegionsRequest, pdpb.SplitAndScatterRegionsResponse]
+    """Splits Regions at keys and spreads the new ones."""
     GetDCLocationInfo: Rpc[pdpb.GetDCLocationInfoRequest, pdpb.GetDCLocationInfoResponse]
+    """No longer used."""
     StoreGlobalConfig: Rpc[pdpb.StoreGlobalConfigRequest, pdpb.StoreGlobalConfigResponse]
+    """Changes the global configuration."""
     LoadGlobalConfig: Rpc[pdpb.LoadGlobalConfigRequest, pdpb.LoadGlobalConfigResponse]
+    """Reads the global configuration."""
     WatchGlobalConfig: Rpc[pdpb.WatchGlobalConfigRequest, pdpb.WatchGlobalConfigResponse]
+    """Streams changes of the global configuration."""
     ReportBuckets: Rpc[pdpb.ReportBucketsRequest, pdpb.ReportBucketsResponse]
+    """By stores."""
     ReportMinResolvedTS: Rpc[pdpb.ReportMinResolvedTsRequest, pdpb.ReportMinResolvedTsResponse]
+    """By stores."""
     SetExternalTimestamp: Rpc[pdpb.SetExternalTimestampRequest, pdpb.SetExternalTimestampResponse]
+    """Sets the timestamp that PD keeps for an application."""
     GetExternalTimestamp: Rpc[pdpb.GetExternalTimestampRequest, pdpb.GetExternalTimestampResponse]
+    """Reads the timestamp that PD keeps for an application."""
     GetMinTS: Rpc[pdpb.GetMinTSRequest, pdpb.GetMinTSResponse]
+    """Grants a timestamp below all later ones of all services."""
 
 PD: _PD
 
@@ -93,11 +145,17 @@ Namespace: _Namespace
 
 class _Keyspace:
     LoadKeyspace: Rpc[keyspacepb.LoadKeyspaceRequest, keyspacepb.LoadKeyspaceResponse]
+    """Finds a keyspace by name, once its Regions are ready."""
     LookupKeyspace: Rpc[keyspacepb.LookupKeyspaceRequest, keyspacepb.LookupKeyspaceResponse]
+    """Finds keyspaces by name in all namespaces."""
     LoadKeyspaceByID: Rpc[keyspacepb.LoadKeyspaceByIDRequest, keyspacepb.LoadKeyspaceResponse]
+    """Finds a keyspace by id, whether or not its Regions are ready."""
     WatchKeyspaces: Rpc[keyspacepb.WatchKeyspacesRequest, keyspacepb.WatchKeyspacesResponse]
+    """Streams all keyspaces, then their changes."""
     UpdateKeyspaceState: Rpc[keyspacepb.UpdateKeyspaceStateRequest, keyspacepb.UpdateKeyspaceStateResponse]
+    """Moves a keyspace through its life cycle."""
     GetAllKeyspaces: Rpc[keyspacepb.GetAllKeyspacesRequest, keyspacepb.GetAllKeyspacesResponse]
+    """Lists keyspaces."""
 
 Keyspace: _Keyspace
 
@@ -122,62 +180,115 @@ Router: _Router
 
 class _Tikv:
     KvGet: Rpc[kvrpcpb.GetRequest, kvrpcpb.GetResponse]
+    """Reads one key at a timestamp."""
     KvScan: Rpc[kvrpcpb.ScanRequest, kvrpcpb.ScanResponse]
+    """Reads a range of keys at a timestamp, within one Region."""
     KvPrewrite: Rpc[kvrpcpb.PrewriteRequest, kvrpcpb.PrewriteResponse]
+    """First phase of a commit: locks all keys of the request, or none."""
     KvPessimisticLock: Rpc[kvrpcpb.PessimisticLockRequest, kvrpcpb.PessimisticLockResponse]
+    """Locks keys before they are written; waits for the locks of others."""
     KVPessimisticRollback: Rpc[kvrpcpb.PessimisticRollbackRequest, kvrpcpb.PessimisticRollbackResponse]
+    """Gives pessimistic locks back."""
     KvTxnHeartBeat: Rpc[kvrpcpb.TxnHeartBeatRequest, kvrpcpb.TxnHeartBeatResponse]
+    """Prolongs the lock on the primary key of a running transaction."""
     KvCheckTxnStatus: Rpc[kvrpcpb.CheckTxnStatusRequest, kvrpcpb.CheckTxnStatusResponse]
+    """Asks the primary key what became of a transaction; rolls it back if its lock has expired."""
     KvCheckSecondaryLocks: Rpc[kvrpcpb.CheckSecondaryLocksRequest, kvrpcpb.CheckSecondaryLocksResponse]
+    """Asks the secondary keys of an async-commit transaction what became of it."""
     KvCommit: Rpc[kvrpcpb.CommitRequest, kvrpcpb.CommitResponse]
+    """Second phase of a commit: turns locks into versions."""
     KvImport: Rpc[kvrpcpb.ImportRequest, kvrpcpb.ImportResponse]
+    """Not implemented by TiKV."""
     KvCleanup: Rpc[kvrpcpb.CleanupRequest, kvrpcpb.CleanupResponse]
+    """Rolls back one key, unless its lock is still alive."""
     KvBatchGet: Rpc[kvrpcpb.BatchGetRequest, kvrpcpb.BatchGetResponse]
+    """Reads keys of one Region at a timestamp."""
     KvBatchRollback: Rpc[kvrpcpb.BatchRollbackRequest, kvrpcpb.BatchRollbackResponse]
+    """Rolls a transaction back on the given keys."""
     KvScanLock: Rpc[kvrpcpb.ScanLockRequest, kvrpcpb.ScanLockResponse]
+    """Lists locks older than a timestamp."""
     KvResolveLock: Rpc[kvrpcpb.ResolveLockRequest, kvrpcpb.ResolveLockResponse]
+    """Commits or rolls back what is left of decided transactions in a Region."""
     KvGC: Rpc[kvrpcpb.GCRequest, kvrpcpb.GCResponse]
+    """Not implemented by TiKV, which collects garbage by PD's safe point."""
     KvDeleteRange: Rpc[kvrpcpb.DeleteRangeRequest, kvrpcpb.DeleteRangeResponse]
+    """Deletes a range physically, all versions and locks."""
     KvPrepareFlashbackToVersion: Rpc[kvrpcpb.PrepareFlashbackToVersionRequest, kvrpcpb.PrepareFlashbackToVersionResponse]
+    """Readies a Region for a flashback; other requests fail from here on."""
     KvFlashbackToVersion: Rpc[kvrpcpb.FlashbackToVersionRequest, kvrpcpb.FlashbackToVersionResponse]
+    """Writes the state of an earlier timestamp back."""
     KvFlush: Rpc[kvrpcpb.FlushRequest, kvrpcpb.FlushResponse]
+    """Writes a part of a large transaction as locks, ahead of its commit."""
     KvBufferBatchGet: Rpc[kvrpcpb.BufferBatchGetRequest, kvrpcpb.BufferBatchGetResponse]
+    """Reads back what a transaction flushed."""
     RawGet: Rpc[kvrpcpb.RawGetRequest, kvrpcpb.RawGetResponse]
+    """Reads one raw key."""
     RawBatchGet: Rpc[kvrpcpb.RawBatchGetRequest, kvrpcpb.RawBatchGetResponse]
+    """Reads raw keys of one Region."""
     RawPut: Rpc[kvrpcpb.RawPutRequest, kvrpcpb.RawPutResponse]
+    """Writes one raw key."""
     RawBatchPut: Rpc[kvrpcpb.RawBatchPutRequest, kvrpcpb.RawBatchPutResponse]
+    """Writes raw keys of one Region, all or none."""
     RawDelete: Rpc[kvrpcpb.RawDeleteRequest, kvrpcpb.RawDeleteResponse]
+    """Deletes one raw key; succeeds if there is none."""
     RawBatchDelete: Rpc[kvrpcpb.RawBatchDeleteRequest, kvrpcpb.RawBatchDeleteResponse]
+    """Deletes raw keys of one Region."""
     RawScan: Rpc[kvrpcpb.RawScanRequest, kvrpcpb.RawScanResponse]
+    """Reads a range of raw keys, in either direction, within one Region."""
     RawDeleteRange: Rpc[kvrpcpb.RawDeleteRangeRequest, kvrpcpb.RawDeleteRangeResponse]
+    """Deletes a range of raw keys within one Region."""
     RawBatchScan: Rpc[kvrpcpb.RawBatchScanRequest, kvrpcpb.RawBatchScanResponse]
+    """Reads several ranges of raw keys within one Region."""
     RawGetKeyTTL: Rpc[kvrpcpb.RawGetKeyTTLRequest, kvrpcpb.RawGetKeyTTLResponse]
+    """Tells how long a raw key still lives."""
     RawCompareAndSwap: Rpc[kvrpcpb.RawCASRequest, kvrpcpb.RawCASResponse]
+    """Writes or deletes a raw key if its value is the expected one."""
     RawChecksum: Rpc[kvrpcpb.RawChecksumRequest, kvrpcpb.RawChecksumResponse]
+    """Sums up the raw keys and values of a range within one Region."""
     UnsafeDestroyRange: Rpc[kvrpcpb.UnsafeDestroyRangeRequest, kvrpcpb.UnsafeDestroyRangeResponse]
+    """Removes a range from one store, past raft and all checks. To be sent to every store."""
     RegisterLockObserver: Rpc[kvrpcpb.RegisterLockObserverRequest, kvrpcpb.RegisterLockObserverResponse]
+    """Not implemented by TiKV any more."""
     CheckLockObserver: Rpc[kvrpcpb.CheckLockObserverRequest, kvrpcpb.CheckLockObserverResponse]
+    """Not implemented by TiKV any more."""
     RemoveLockObserver: Rpc[kvrpcpb.RemoveLockObserverRequest, kvrpcpb.RemoveLockObserverResponse]
+    """Not implemented by TiKV any more."""
     PhysicalScanLock: Rpc[kvrpcpb.PhysicalScanLockRequest, kvrpcpb.PhysicalScanLockResponse]
+    """Not implemented by TiKV any more."""
     Coprocessor: Rpc[coprocessor.Request, coprocessor.Response]
+    """Runs a push-down request."""
     CoprocessorStream: Rpc[coprocessor.Request, coprocessor.Response]
     BatchCoprocessor: Rpc[coprocessor.BatchRequest, coprocessor.BatchResponse]
     DelegateCoprocessor: Rpc[coprocessor.DelegateRequest, coprocessor.DelegateResponse]
     RawCoprocessor: Rpc[kvrpcpb.RawCoprocessorRequest, kvrpcpb.RawCoprocessorResponse]
+    """Calls a coprocessor plugin of the store."""
     SplitRegion: Rpc[kvrpcpb.SplitRegionRequest, kvrpcpb.SplitRegionResponse]
+    """Splits a Region at keys; returns when the new Regions exist."""
     ReadIndex: Rpc[kvrpcpb.ReadIndexRequest, kvrpcpb.ReadIndexResponse]
+    """Not implemented by TiKV any more."""
     MvccGetByKey: Rpc[kvrpcpb.MvccGetByKeyRequest, kvrpcpb.MvccGetByKeyResponse]
+    """Shows lock, versions and values of one key."""
     MvccGetByStartTs: Rpc[kvrpcpb.MvccGetByStartTsRequest, kvrpcpb.MvccGetByStartTsResponse]
+    """Shows the first key that a transaction touched in a Region."""
     BatchCommands: Rpc[tikvpb.BatchCommandsRequest, tikvpb.BatchCommandsResponse]
+    """Carries most of the unary RPCs above on one stream, which costs far less per request."""
     CheckLeader: Rpc[kvrpcpb.CheckLeaderRequest, kvrpcpb.CheckLeaderResponse]
+    """Between stores."""
     GetStoreSafeTS: Rpc[kvrpcpb.StoreSafeTSRequest, kvrpcpb.StoreSafeTSResponse]
+    """Tells up to which timestamp stale reads work on this store."""
     GetLockWaitInfo: Rpc[kvrpcpb.GetLockWaitInfoRequest, kvrpcpb.GetLockWaitInfoResponse]
+    """Lists who waits for whom on this store."""
     Compact: Rpc[kvrpcpb.CompactRequest, kvrpcpb.CompactResponse]
+    """TiFlash only."""
     GetLockWaitHistory: Rpc[kvrpcpb.GetLockWaitHistoryRequest, kvrpcpb.GetLockWaitHistoryResponse]
+    """Not implemented by TiKV."""
     GetTiFlashSystemTable: Rpc[kvrpcpb.TiFlashSystemTableRequest, kvrpcpb.TiFlashSystemTableResponse]
+    """TiFlash only."""
     GetEstimateTiCICount: Rpc[coprocessor.TiCIEstimateCountRequest, coprocessor.TiCIEstimateCountResponse]
     GetHealthFeedback: Rpc[kvrpcpb.GetHealthFeedbackRequest, kvrpcpb.GetHealthFeedbackResponse]
+    """Tells how healthy the store believes to be."""
     BroadcastTxnStatus: Rpc[kvrpcpb.BroadcastTxnStatusRequest, kvrpcpb.BroadcastTxnStatusResponse]
+    """Tells a store what became of transactions, ahead of requests that need to know."""
 
 Tikv: _Tikv
 
@@ -188,7 +299,10 @@ VersionedKv: _VersionedKv
 
 class _TSO:
     Tso: Rpc[tsopb.TsoRequest, tsopb.TsoResponse]
+    """Grants timestamps."""
     FindGroupByKeyspaceID: Rpc[tsopb.FindGroupByKeyspaceIDRequest, tsopb.FindGroupByKeyspaceIDResponse]
+    """Tells who serves a keyspace."""
     GetMinTS: Rpc[tsopb.GetMinTSRequest, tsopb.GetMinTSResponse]
+    """Grants a timestamp below all later ones of all groups."""
 
 TSO: _TSO

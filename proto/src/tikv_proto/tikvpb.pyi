@@ -24,12 +24,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class BatchCommandsRequest(_message.Message):
-    """request_ids[i] names requests[i]; ids are the client's and must not repeat among requests in flight."""
+    """Many requests in one message of a stream. Any request may be answered at any time, so one that
+    waits (for a lock, say) holds up no other.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Request(_message.Message):
+        """One request. The field numbers are those of BatchCommandsResponse.Response."""
+
         DESCRIPTOR: _descriptor.Descriptor
 
         GET_FIELD_NUMBER: _builtins.int
@@ -188,10 +192,15 @@ class BatchCommandsRequest(_message.Message):
     REQUEST_IDS_FIELD_NUMBER: _builtins.int
     CLIENT_SEND_TIME_NS_FIELD_NUMBER: _builtins.int
     client_send_time_ns: _builtins.int
+    """Unix time in nanoseconds."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCommandsRequest.Request]: ...
     @_builtins.property
-    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """request_ids[i] names requests[i]. Chosen by the client; no two requests in flight on a stream
+        share one.
+        """
+
     def __init__(
         self,
         *,
@@ -209,12 +218,14 @@ Global___BatchCommandsRequest: _TypeAlias = BatchCommandsRequest  # noqa: Y015
 
 @_typing.final
 class BatchCommandsResponse(_message.Message):
-    """Answers in any order and grouping; request_ids[i] names responses[i]."""
+    """Answers in any order and any grouping."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Response(_message.Message):
+        """One answer. A request without a command is answered by one without a command."""
+
         DESCRIPTOR: _descriptor.Descriptor
 
         GET_FIELD_NUMBER: _builtins.int
@@ -375,13 +386,19 @@ class BatchCommandsResponse(_message.Message):
     HEALTH_FEEDBACK_FIELD_NUMBER: _builtins.int
     TIKV_SEND_TIME_NS_FIELD_NUMBER: _builtins.int
     transport_layer_load: _builtins.int
+    """How busy the server's gRPC threads are; the higher, the busier."""
     tikv_send_time_ns: _builtins.int
+    """Unix time in nanoseconds."""
     @_builtins.property
     def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCommandsResponse.Response]: ...
     @_builtins.property
-    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """request_ids[i] names the request that responses[i] answers."""
+
     @_builtins.property
-    def health_feedback(self) -> _kvrpcpb.HealthFeedback: ...
+    def health_feedback(self) -> _kvrpcpb.HealthFeedback:
+        """Attached about once a second, and whenever it was asked for."""
+
     def __init__(
         self,
         *,
@@ -401,7 +418,7 @@ Global___BatchCommandsResponse: _TypeAlias = BatchCommandsResponse  # noqa: Y015
 
 @_typing.final
 class BatchCommandsEmptyRequest(_message.Message):
-    """Echoed back, after delay_time milliseconds when that is at least 10."""
+    """Does nothing. For measuring and for tests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -409,6 +426,7 @@ class BatchCommandsEmptyRequest(_message.Message):
     DELAY_TIME_FIELD_NUMBER: _builtins.int
     test_id: _builtins.int
     delay_time: _builtins.int
+    """Milliseconds before the answer is sent; below 10 it is sent at once."""
     def __init__(
         self,
         *,
@@ -425,6 +443,8 @@ Global___BatchCommandsEmptyRequest: _TypeAlias = BatchCommandsEmptyRequest  # no
 
 @_typing.final
 class BatchCommandsEmptyResponse(_message.Message):
+    """Echoes the test_id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TEST_ID_FIELD_NUMBER: _builtins.int

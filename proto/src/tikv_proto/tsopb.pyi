@@ -58,7 +58,9 @@ class RequestHeader(_message.Message):
     sender_id: _builtins.int
     keyspace_id: _builtins.int
     keyspace_group_id: _builtins.int
+    """Group that the client believes its keyspace to be in."""
     callee_id: _builtins.str
+    """host:port that was dialed; refused by a server with another one."""
     @_builtins.property
     def keyspace_identity(self) -> _apipb.KeyspaceIdentity: ...
     def __init__(
@@ -93,6 +95,7 @@ class ResponseHeader(_message.Message):
     cluster_id: _builtins.int
     keyspace_id: _builtins.int
     keyspace_group_id: _builtins.int
+    """Group that served, which may differ from the one asked after groups split or merged."""
     @_builtins.property
     def error(self) -> Global___Error: ...
     @_builtins.property
@@ -140,6 +143,8 @@ Global___Error: _TypeAlias = Error  # noqa: Y015
 
 @_typing.final
 class TsoRequest(_message.Message):
+    """As in pdpb."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -166,6 +171,8 @@ Global___TsoRequest: _TypeAlias = TsoRequest  # noqa: Y015
 
 @_typing.final
 class TsoResponse(_message.Message):
+    """As in pdpb: the timestamp is the last of `count`."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -225,6 +232,7 @@ class KeyspaceGroupMember(_message.Message):
     IS_PRIMARY_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     is_primary: _builtins.bool
+    """Serves the group."""
     def __init__(
         self,
         *,
@@ -260,6 +268,8 @@ Global___SplitState: _TypeAlias = SplitState  # noqa: Y015
 
 @_typing.final
 class KeyspaceGroup(_message.Message):
+    """Keyspaces that share one source of timestamps, and who serves it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -290,6 +300,8 @@ Global___KeyspaceGroup: _TypeAlias = KeyspaceGroup  # noqa: Y015
 
 @_typing.final
 class FindGroupByKeyspaceIDRequest(_message.Message):
+    """Asks which group serves a keyspace, and where."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
@@ -328,6 +340,7 @@ class FindGroupByKeyspaceIDResponse(_message.Message):
     KEYSPACE_GROUP_FIELD_NUMBER: _builtins.int
     MOD_REVISION_FIELD_NUMBER: _builtins.int
     mod_revision: _builtins.int
+    """Grows with each change; an answer with a lower one than seen before is outdated."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
