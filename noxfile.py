@@ -17,11 +17,12 @@ from pathlib import Path
 import nox
 from packaging.requirements import Requirement
 
-nox.needs_version = ">=2025.2.9"
+nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 # Not every machine has every Python; a missing one is reported as skipped, in CI too.
 nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
 nox.options.sessions = ["tests", "lint", "types", "proto", "build", "wheels"]
 
 ROOT = Path(__file__).parent
