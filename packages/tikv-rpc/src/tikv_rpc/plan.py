@@ -80,7 +80,7 @@ class Dispatch:
 _FINAL_CODES: Final = frozenset(
     {"INVALID_ARGUMENT", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION"}
 )
-"""Statuses by which a store refuses a request for good, before looking at its effect."""
+"""Statuses that another attempt will meet as well."""
 
 
 @attrs.frozen
@@ -115,12 +115,12 @@ class RetryRegion:
         self, entry: RegionEntry, store: StoreEntry, effect: Effect, error: RpcError, call: Call
     ) -> None:
         """Decide what an attempt without an answer means; return to try again."""
-        if error.code in _FINAL_CODES:
-            raise error
         if error.sent and effect is not Effect.READ:
             call.lost = error
             if effect is Effect.ONCE:
                 raise UndeterminedError(call.operation) from error
+        if error.code in _FINAL_CODES:
+            raise error
         if self.rpc.closed:
             raise ClosedError("client") from error
         # Before the store is blamed: the caller's own deadline says nothing about it.
@@ -132,7 +132,7 @@ class RetryRegion:
 
     async def _after_region_error(self, entry: RegionEntry, store: StoreEntry, response: Any, call: Call) -> None:
         """Decide what a region error means; return to try again."""
-        decision = self.rpc.cache.on_region_error(entry, response.region_error)
+        decision = self.rpc.cache.on_region_error(entry, response.region_error, store)
         cause = RegionError.from_pb(response.region_error, entry.id, store.id)
         if decision.action is CacheAction.CHECK_STORE:
             await self.rpc.disconnect(store.address)
@@ -263,10 +263,16 @@ class FanOut(Generic[Part, Resp]):
     ) -> None:
         while pieces:
             entry, part = pieces.popleft()
+            request = work.request(part)
             try:
-                answers.append((part, await self.inner.execute(entry, work.request(part), call)))
+                answers.append((part, await self.inner.execute(entry, request, call)))
             except RelocateError:
                 pieces.extend(await work.split(part, self.cache, call))
+            except anyio.get_cancelled_exc_class():
+                # Another piece failed first; what this one wrote, nobody will learn.
+                if request.effect is not Effect.READ:
+                    call.lost = call.lost or RpcError("", request.rpc.name, "CANCELLED", "another part failed first")
+                raise
 
 
 @attrs.frozen
