@@ -38,6 +38,10 @@ class _Running:
     endpoints: dict[int, Endpoint]
 
 
+_GRACE = 0.05
+"""Seconds that calls under way get when the cluster is closed; a client that is gone by then sees no broken connection."""
+
+
 class EmbeddedCluster:
     """A TiKV-compatible cluster inside this process, on real gRPC ports.
 
@@ -321,6 +325,6 @@ def _publish(topology: Topology, store_id: int, endpoint: Endpoint) -> Store:
 
 async def _close(engine: Engine, endpoints: Iterable[Endpoint]) -> None:
     try:
-        await asyncio.gather(*(endpoint.stop() for endpoint in endpoints))
+        await asyncio.gather(*(endpoint.stop(grace=_GRACE) for endpoint in endpoints))
     finally:
         engine.close()

@@ -60,12 +60,12 @@ class Endpoint:
         await self._server.start()
         self.is_running = True
 
-    async def stop(self) -> None:
-        """Refuse connections and cut the calls that are under way; harmless when stopped."""
+    async def stop(self, *, grace: float | None = None) -> None:
+        """Refuse connections and cut the calls that are under way, after `grace` seconds; harmless when stopped."""
         server, self._server = self._server, None
         self.is_running = False
         if server is not None:
-            await server.stop(grace=None)
+            await server.stop(grace=grace)
 
 
 def _probe(host: str, port: int) -> None:
