@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-import anyio.abc
 from tikv_pd import TikvError
+from tikv_pd.lowlevel import BackgroundTasks
 from tikv_region import KeyRange
 
 from tikv_raw._requests import Page
@@ -48,9 +48,7 @@ class Scan(AsyncIterator[tuple[bytes, bytes]]):
     Cancellation: safe. Iterating on afterwards continues with the pair after the last one returned.
     """
 
-    def __init__(
-        self, fetch: Fetch, tasks: anyio.abc.TaskGroup, key_range: KeyRange, limit: int | None, page: int
-    ) -> None:
+    def __init__(self, fetch: Fetch, tasks: BackgroundTasks, key_range: KeyRange, limit: int | None, page: int) -> None:
         self._fetch = fetch
         self._tasks = tasks
         self._rest: KeyRange | None = None if key_range.is_empty else key_range

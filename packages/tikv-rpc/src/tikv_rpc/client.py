@@ -8,7 +8,7 @@ from typing import Self
 import anyio
 from tikv_pd import ClosedError
 from tikv_pd.errors import RpcError
-from tikv_pd.lowlevel import Transport
+from tikv_pd.lowlevel import BackgroundTasks, Transport
 from tikv_region import KeyCodec, RegionCache, RegionEntry
 
 from tikv_rpc.batch import BatchStats
@@ -59,7 +59,7 @@ class RpcClient:
         self._cluster_id = cluster_id
         self._transport = transport
         self._stores: dict[str, StoreClient] = {}
-        self.tasks = anyio.create_task_group()
+        self.tasks = BackgroundTasks()
         """Where tasks of the layers above may run until the client is closed; they must not raise."""
 
     async def __aenter__(self) -> Self:
@@ -69,14 +69,12 @@ class RpcClient:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool | None:
         self.closed = True
         with anyio.CancelScope(shield=True):
             for address in list(self._stores):
                 await self.disconnect(address)
-        self.tasks.cancel_scope.cancel()
-        # Without the body's error, which would come out wrapped in a group.
-        await self.tasks.__aexit__(None, None, None)
+        return await self.tasks.__aexit__(kind, error, traceback)
 
     def call(self, operation: str, timeout: float) -> Call:
         """Return what a new operation carries through its plans.

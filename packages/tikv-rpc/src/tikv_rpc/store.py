@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import anyio.abc
-from tikv_pd.lowlevel import Resp, Transport
+import anyio
+from tikv_pd.lowlevel import BackgroundTasks, Resp, Transport
 
 from tikv_rpc.batch import BatchClient, BatchStats
 from tikv_rpc.config import RpcConfig
@@ -22,7 +22,7 @@ class StoreClient:
         tasks: Where the stream's task runs; it ends with `aclose`.
     """
 
-    def __init__(self, transport: Transport, address: str, config: RpcConfig, tasks: anyio.abc.TaskGroup) -> None:
+    def __init__(self, transport: Transport, address: str, config: RpcConfig, tasks: BackgroundTasks) -> None:
         self.closed = False
         """Whether `aclose` was called; a closed one is replaced, never used again."""
         self._transport = transport
