@@ -77,7 +77,7 @@ class Topology:
         ids = range(self._next_id, self._next_id + count)
         if ids.stop > self._persisted_id:
             own = batch if batch is not None else WriteBatch()
-            self._persisted_id = ids.stop + ID_STEP
+            self._persisted_id = ids.start + max(count, ID_STEP)
             meta.put_next_id(own, self._persisted_id)
             if batch is None:
                 self._engine.write(own)
