@@ -34,6 +34,8 @@ def parse_address(address: Address) -> ClusterAddress:
     """
     if isinstance(address, str):
         return _parse_one(address)
+    if not isinstance(address, Iterable):
+        raise ConfigError(f"a PD address is a str or several of them, not {type(address).__name__}")
     parts = [_parse_one(part) for part in address]
     if not parts:
         raise ConfigError("no PD address given; pass 'tikv://host:port' or a list of 'host:port'")
@@ -48,7 +50,10 @@ def _parse_one(address: str) -> ClusterAddress:
     if not isinstance(address, str):
         raise ConfigError(f"a PD address is a str, not {type(address).__name__}")
     text = address if "://" in address else f"tikv://{address}"
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise ConfigError(f"{address!r} is not host:port: {error}") from error
     if parts.scheme.lower() not in {"tikv", "http", "https"}:
         raise ConfigError(f"unknown scheme in {address!r}; use 'tikv://host:port' or 'host:port'")
     if parts.path not in {"", "/"} or parts.fragment or "@" in parts.netloc:

@@ -72,6 +72,10 @@ class MemoryTransport:
         self._connections.append(connection)
         return connection
 
+    def open_connections(self) -> list[MemoryConnection]:
+        """Return the connections that were made and not closed."""
+        return [connection for connection in self._connections if not connection.closed]
+
     def now(self) -> float:
         """Return the backend's clock, virtual or not."""
         return anyio.current_time()
