@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 import anyio
-from tikv_pd.deadline import Deadline
+from tikv_pd import Deadline
 
 T = TypeVar("T")
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import attrs
-from tikv_pd.backoff import Backoffer
-from tikv_pd.errors import TikvError
-from tikv_pd.topology import Region
+from tikv_pd import Backoffer, Region, TikvError
 
 from tikv_region._flight import SingleFlight
 from tikv_region.codec import KeyCodec
@@ -71,25 +70,25 @@ class Inquiry:
         return await self._flights.ask(point if known is None else known, backoffer.deadline, ask)
 
     async def _ask(self, point: Point, backoffer: Backoffer) -> Answer:
+        backoffer.deadline.check()
         try:
-            return Answer(point, await self._fetch(point, backoffer))
+            return Answer(point, await self._fetch(point, backoffer.deadline.remaining))
         except TikvError as error:
             if not error.retryable:
                 raise
             return Answer(point, None, error)
 
-    async def _fetch(self, point: Point, backoffer: Backoffer) -> Region | None:
-        check = backoffer.deadline.check
+    async def _fetch(self, point: Point, left: Callable[[], float]) -> Region | None:
         if not point.is_end:
-            return await self._pd.get_region(self._codec.encode_region_key(point.key), timeout=check())
+            return await self._pd.get_region(self._codec.encode_region_key(point.key), timeout=left())
         _, end = self._codec.encode_region_range(b"", point.key)
         if not end:
             # PD has no question for its last Region. Hardly any Region starts above this key, and all that do follow.
-            region = await self._pd.get_region(_HIGH_KEY, timeout=check())
+            region = await self._pd.get_region(_HIGH_KEY, timeout=left())
             while region is not None and region.end_key:
-                region = await self._pd.get_region(region.end_key, timeout=check())
+                region = await self._pd.get_region(region.end_key, timeout=left())
             return region
-        region = await self._pd.get_region(end, timeout=check())
+        region = await self._pd.get_region(end, timeout=left())
         if region is not None and region.start_key == end:
-            return await self._pd.get_prev_region(end, timeout=check())
+            return await self._pd.get_prev_region(end, timeout=left())
         return region

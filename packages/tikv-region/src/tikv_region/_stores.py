@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from tikv_pd.backoff import PD_RPC, Backoffer
-from tikv_pd.errors import TikvError
-from tikv_pd.topology import Store
+from tikv_pd import Backoffer, Store, TikvError
+from tikv_pd.backoff import PD_RPC
 
 from tikv_region._flight import SingleFlight
 from tikv_region.errors import StoreUnavailable

@@ -13,9 +13,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 import attrs
-from tikv_pd.backoff import PD_RPC, REGION_MISS, Backoffer
-from tikv_pd.errors import TikvError
-from tikv_pd.topology import Region, Store
+from tikv_pd import Backoffer, Region, Store, TikvError
+from tikv_pd.backoff import PD_RPC, REGION_MISS
 from tikv_proto import errorpb
 
 from tikv_region._index import RegionIndex
@@ -323,8 +322,9 @@ class RegionCache:
     async def _load_page(self, start: bytes, end: bytes, limit: int, backoffer: Backoffer) -> None:
         first, last = self._codec.encode_region_range(start, end)
         while True:
+            timeout = backoffer.deadline.check()
             try:
-                regions = await self._pd.scan_regions(first, last, limit=limit, timeout=backoffer.deadline.check())
+                regions = await self._pd.scan_regions(first, last, limit=limit, timeout=timeout)
                 break
             except TikvError as error:
                 if not error.retryable:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, Protocol
 
-from tikv_pd.errors import ConfigError
+from tikv_pd import ConfigError
 from tikv_proto import kvrpcpb
 
 from tikv_region.errors import CodecError, shorten

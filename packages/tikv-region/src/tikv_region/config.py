@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import attrs
-from attrs import validators
+from tikv_pd import ConfigError
+
+
+def _seconds(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigError(f"{attribute.name} must be a finite number of seconds above 0, got {value!r}")
+
+
+def _jitter(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ConfigError(f"{attribute.name} must be a finite number of seconds, at least 0, got {value!r}")
+
+
+def _at_least(lowest: int) -> Any:
+    def validate(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, int) or value < lowest:
+            raise ConfigError(f"{attribute.name} must be an int of at least {lowest}, got {value!r}")
+
+    return validate
 
 
 @attrs.frozen(kw_only=True)
 class RegionConfig:
     """Options of a `RegionCache`."""
 
-    ttl: float = attrs.field(default=600.0, validator=[validators.instance_of((int, float)), validators.gt(0)])
+    ttl: float = attrs.field(default=600.0, validator=_seconds)
     """Seconds a Region is kept that nobody asks for, up to a full second; each use starts them anew.
 
     Source: client-go region_cache.go.
     """
-    ttl_jitter: float = attrs.field(default=60.0, validator=[validators.instance_of((int, float)), validators.ge(0)])
+    ttl_jitter: float = attrs.field(default=60.0, validator=_jitter)
     """Seconds added to `ttl` at most, by chance, so that Regions loaded together are not reloaded together."""
-    scan_page: int = attrs.field(default=128, validator=[validators.instance_of(int), validators.ge(1)])
+    scan_page: int = attrs.field(default=128, validator=_at_least(1))
     """Regions asked of PD in one request at most. Source: client-go defaultRegionsPerBatch."""
-    stale_answers: int = attrs.field(default=3, validator=[validators.instance_of(int), validators.ge(0)])
+    stale_answers: int = attrs.field(default=3, validator=_at_least(0))
     """How often to ask PD again when its answer is older than what is known, before making do with it."""
-    store_check_timeout: float = attrs.field(
-        default=1.0, validator=[validators.instance_of((int, float)), validators.gt(0)]
-    )
+    store_check_timeout: float = attrs.field(default=1.0, validator=_seconds)
     """Seconds PD is given to confirm an address in doubt; when they pass, it is used as it is."""

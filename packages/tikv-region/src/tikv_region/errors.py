@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Final, Protocol, TypeAlias
 
 import attrs
+from tikv_pd import BackoffKind, Peer, RegionEpoch, TikvError
 from tikv_pd.backoff import (
     DISK_FULL,
     IS_WITNESS,
@@ -19,10 +20,7 @@ from tikv_pd.backoff import (
     REGION_NOT_INITIALIZED,
     REGION_SCHEDULING,
     SERVER_BUSY,
-    BackoffKind,
 )
-from tikv_pd.errors import TikvError
-from tikv_pd.topology import Peer, RegionEpoch
 from tikv_proto import errorpb, metapb
 
 

@@ -10,7 +10,7 @@ import enum
 import math
 from collections.abc import Callable, Sequence
 
-from tikv_pd.topology import Peer, Region, RegionEpoch
+from tikv_pd import Peer, Region, RegionEpoch
 
 from tikv_region.ranges import KeyRange
 

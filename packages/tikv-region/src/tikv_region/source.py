@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tikv_pd.topology import Region, Store
+from tikv_pd import Region, Store
 
 
 class RegionSource(Protocol):

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Iterable
 
 import anyio
-import anyio.lowlevel
 import attrs
-from tikv_pd.errors import TikvError
-from tikv_pd.topology import Peer, Region, RegionEpoch, Store
+from tikv_pd import DeadlineExceeded, Peer, Region, RegionEpoch, Store, TikvError
 from tikv_proto import errorpb
 
 from tikv_region.codec import NULL_KEYSPACE_ID, KeyCodec, PlainCodec
+
+_FIRST_EPOCH = RegionEpoch(1, 1)
 
 
 class RegionMap:
@@ -134,7 +134,7 @@ class RegionMap:
         end: bytes,
         stores: Iterable[int] | None = None,
         leader_store: int = 1,
-        epoch: RegionEpoch = RegionEpoch(1, 1),
+        epoch: RegionEpoch = _FIRST_EPOCH,
     ) -> Region:
         self._last_id += 1
         region_id = self._last_id
@@ -199,10 +199,10 @@ class MapSource:
         self.calls.append(name)
         if self.failures:
             raise self.failures.popleft()
-        await anyio.lowlevel.checkpoint()
-        if self.delay:
-            with anyio.fail_after(timeout):
-                await anyio.sleep(self.delay)
+        if self.delay > timeout:
+            await anyio.sleep(timeout)
+            raise DeadlineExceeded(name, timeout)
+        await anyio.sleep(self.delay)
 
 
 def _holds(region: Region, key: bytes) -> bool:
