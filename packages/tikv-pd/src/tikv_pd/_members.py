@@ -259,7 +259,8 @@ class Members:
         """Close connections to those that are no members, or not any more."""
         kept = {*self.known.members, self.known.leader}
         for address in [address for address in self._connections if address not in kept]:
-            await self._connections.pop(address).aclose()
+            with anyio.CancelScope(shield=True):
+                await self._connections.pop(address).aclose()
 
     def _finish_round(self, outcome: TikvError | None) -> None:
         self._outcome, self._suspect = outcome, ""

@@ -8,6 +8,7 @@ cancellation of the task that awaits it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,7 +115,9 @@ class GrpcConnection:
                 response_deserializer=rpc.response.FromString,
             )
         with _translated(self._address, rpc.name):
-            call = method(request, timeout=timeout, metadata=tuple(metadata))
+            # gRPC would take an infinite deadline for one that has passed.
+            limit = timeout if timeout < math.inf else None
+            call = method(request, timeout=limit, metadata=tuple(metadata))
             try:
                 response: Resp = await call
             except asyncio.CancelledError:
