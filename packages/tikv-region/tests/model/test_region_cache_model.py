@@ -1,0 +1,195 @@
+"""RegionCache against the Regions themselves, while they split, merge and move and PD lags behind them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from typing import TypeVar
+
+import anyio
+import pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tikv_pd import Backoffer, Deadline, RpcError
+from tikv_pd.backoff import TIKV_RPC
+from tikv_pd.testing import virtual_time
+from tikv_region import (
+    KeyCodec,
+    KeyRange,
+    KeyspaceCodec,
+    Next,
+    PlainCodec,
+    RegionCache,
+    RegionConfig,
+    RegionEntry,
+    RegionError,
+    TxnV1Codec,
+)
+from tikv_region.testing import MapSource, RegionMap
+
+T = TypeVar("T")
+
+keys = st.binary(min_size=0, max_size=2) | st.sampled_from([bytes([letter]) for letter in range(97, 123)])
+stores = st.integers(1, 4)
+CATCH_UP = 5.0
+
+
+class RegionCacheModel(RuleBasedStateMachine):
+    """The truth is a RegionMap. A read must always end at the Region that holds the key now."""
+
+    @initialize(codec=st.sampled_from([PlainCodec(), TxnV1Codec(), KeyspaceCodec(b"x", 9, "shop")]))
+    def start(self, codec: KeyCodec) -> None:
+        self.time = 0.0
+        self.map = RegionMap([b"d", b"h", b"p", b"t"], codec=codec)
+        self.pd = MapSource(self.map)
+        config = RegionConfig(ttl=100, ttl_jitter=10, scan_page=3)
+        self.cache = RegionCache(self.pd, codec, config=config, now=lambda: self.time, rng=random.Random(0))
+        self.unreachable: dict[int, int] = {}
+
+    @rule(key=keys)
+    def split(self, key: bytes) -> None:
+        if self.map.region(key).start_key != self.map.codec.encode_region_key(key):
+            self.map.split(key)
+
+    @rule(key=keys)
+    def merge(self, key: bytes) -> None:
+        region = self.map.region(key)
+        end = self.map.codec.decode_region_range(region.start_key, region.end_key)
+        if end is not None and end[1]:
+            self.map.merge(key)
+
+    @rule(key=keys, peer=st.integers(0, 2))
+    def move_leader(self, key: bytes, peer: int) -> None:
+        self.map.move_leader(key, self.map.region(key).peers[peer].store_id)
+
+    @rule(key=keys, peer=st.integers(0, 2), to=stores)
+    def move_peer(self, key: bytes, peer: int, to: int) -> None:
+        on = [known.store_id for known in self.map.region(key).peers]
+        if to not in on:
+            self.map.move_peer(key, on[peer], to)
+
+    @rule()
+    def pd_stops_listening(self) -> None:
+        self.pd.view = self.map.regions
+
+    @precondition(lambda self: self.pd.view is None)
+    @rule(key=keys)
+    def pd_loses_a_region(self, key: bytes) -> None:
+        lost = self.map.region(key)
+        self.pd.view = [region for region in self.map.regions if region is not lost]
+
+    @rule()
+    def pd_catches_up(self) -> None:
+        self.pd.view = None
+
+    @rule(store=stores, times=st.integers(1, 4))
+    def store_becomes_unreachable(self, store: int, times: int) -> None:
+        self.unreachable[store] = times
+
+    @rule(seconds=st.floats(1, 200))
+    def time_passes(self, seconds: float) -> None:
+        self.time += seconds
+
+    @rule(key=keys)
+    def read(self, key: bytes) -> None:
+        entry = self.run(lambda backoffer: self.send(key, backoffer))
+
+        truth = self.map.region(key)
+        assert (entry.id, entry.epoch) == (truth.id, truth.epoch)
+        assert entry.leader_peer == truth.leader
+
+    @rule(key=keys)
+    def locate_end(self, key: bytes) -> None:
+        entry = self.run(lambda backoffer: self.cache.locate_end(key, backoffer)) if key else None
+
+        assert entry is None or (entry.start < key and (not entry.end or key <= entry.end))
+
+    @rule()
+    def locate_the_last_region(self) -> None:
+        entry = self.run(lambda backoffer: self.cache.locate_end(b"", backoffer))
+
+        assert entry.end == b""
+
+    @rule(start=keys, end=keys)
+    def locate_range(self, start: bytes, end: bytes) -> None:
+        wanted = KeyRange(start, end)
+
+        entries = self.run(lambda backoffer: self.cache.locate_range(wanted, backoffer))
+
+        assert bool(entries) != wanted.is_empty
+        for left, right in pairwise(entries):
+            assert left.end == right.start
+        if entries:
+            assert entries[0].contains(start)
+            assert entries[-1].range.intersect(wanted).end == end
+            assert entries[-1].range.overlaps(wanted)
+
+    @rule(many=st.lists(keys, max_size=30))
+    def group_keys(self, many: list[bytes]) -> None:
+        groups = self.run(lambda backoffer: self.cache.group_keys(many, backoffer))
+
+        assert sorted(index for _, indices in groups for index in indices) == list(range(len(many)))
+        assert all(entry.contains(many[index]) for entry, indices in groups for index in indices)
+        assert all(indices == sorted(indices) for _, indices in groups)
+
+    @invariant()
+    def regions_known_never_overlap(self) -> None:
+        index = self.cache._index
+        assert [entry.start for entry in index.entries] == index.starts == sorted(set(index.starts))
+        assert all(left.end and left.end <= right.start for left, right in pairwise(index.entries))
+        assert {entry.id: entry for entry in index.entries} == index._by_id
+        assert len(index.entries) == len(index._by_id)
+
+    @invariant()
+    def a_lookup_finds_what_a_search_through_all_finds(self) -> None:
+        for letter in range(96, 124):
+            key = bytes([letter])
+            held = [entry for entry in self.cache._entries if entry.contains(key) and entry.is_valid()]
+            assert len(held) <= 1
+            assert self.cache.find(key) is (held[0] if held else None)
+
+    def run(self, operation: Callable[[Backoffer], Awaitable[T]]) -> T:
+        """Run an operation on virtual time; PD catches up meanwhile, should the operation take long."""
+
+        async def main() -> T:
+            calls = len(self.pd.calls)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.catch_up)
+                backoffer = Backoffer(Deadline("model", 60, anyio.current_time), rng=random.Random(0))
+                result = await operation(backoffer)
+                tasks.cancel_scope.cancel()
+            assert anyio.current_time() < 4 * CATCH_UP
+            assert len(self.pd.calls) - calls < 200
+            return result
+
+        backend, options = virtual_time()
+        return anyio.run(main, backend=backend, backend_options=options)
+
+    async def catch_up(self) -> None:
+        await anyio.sleep(CATCH_UP)
+        self.pd.view = None
+
+    async def send(self, key: bytes, backoffer: Backoffer) -> RegionEntry:
+        """Send a request as a client does: until the store that leads the Region accepts it."""
+        while True:
+            entry = await self.cache.locate(key, backoffer)
+            assert entry.contains(key)
+            store = entry.leader_store
+            if self.unreachable.get(store.id, 0) > 0:
+                self.unreachable[store.id] -= 1
+                self.cache.on_send_failure(entry, store)
+                failure = RpcError(f"store {store.id}", "RawGet", "UNAVAILABLE", "refused")
+                await backoffer.backoff(TIKV_RPC, failure)
+                continue
+            refusal = self.map.refusal(entry.id, entry.epoch, entry.leader_peer, key)
+            if refusal is None:
+                return entry
+            decision = self.cache.on_region_error(entry, refusal, store)
+            assert decision.next is not Next.FAIL
+            if decision.backoff is not None:
+                await backoffer.backoff(decision.backoff, RegionError.from_pb(refusal, entry.id, store.id))
+
+
+TestRegionCacheModel = pytest.mark.timeout(120)(RegionCacheModel.TestCase)
+TestRegionCacheModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
