@@ -44,6 +44,9 @@ TYPES = ["mypy==2.4.1", *STUBS]
 # An old compiler on purpose, always the same: what it writes is committed.
 COMPILER = ["grpcio-tools==1.80.0", "mypy-protobuf==5.1.0"]
 
+# Two processes pay on any machine; `-- -n0` turns them off, for a debugger.
+PYTEST = ["pytest", "--numprocesses=2", "--dist=worksteal"]
+
 
 @dataclass(frozen=True)
 class Package:
@@ -99,7 +102,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests of all packages and those across packages on the running Python."""
     install_from_tree(session, PACKAGES.values(), *TEST)
-    session.run("pytest", "--numprocesses=2", "--dist=worksteal", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -107,7 +110,7 @@ def tests(session: nox.Session) -> None:
 def test(session: nox.Session, dist: str) -> None:
     """Run the tests of one package on one Python."""
     install_from_tree(session, with_siblings(dist), *TEST)
-    session.run("pytest", str(PACKAGES[dist].path / "tests"), *session.posargs)
+    session.run(*PYTEST, str(PACKAGES[dist].path / "tests"), *session.posargs)
 
 
 @nox.session
@@ -130,7 +133,7 @@ def wheels(session: nox.Session, dist: str) -> None:
         session.run("python", str(ROOT / ".ci" / "installed.py"), *(sibling.name for sibling in with_siblings(dist)))
         session.install(*TEST)
         config = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
-        session.run("pytest", *config, str(ROOT / package.path / "tests"), *session.posargs)
+        session.run(*PYTEST, *config, str(ROOT / package.path / "tests"), *session.posargs)
 
 
 @nox.session
