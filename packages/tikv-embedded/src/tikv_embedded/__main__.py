@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -34,9 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     host, port = options.pd
-    # gRPC's C core logs what also comes as an exception; it reads this when its first server is made.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
+        _check_host(host)
         cluster = EmbeddedCluster(
             stores=options.stores,
             path=options.path,
@@ -65,6 +65,13 @@ async def _serve(cluster: EmbeddedCluster) -> None:
     async with cluster:
         print(f"ready {cluster.url}", flush=True)
         await stopped.wait()
+
+
+def _check_host(host: str) -> None:
+    """Raise OSError unless `host` is an address of this machine; gRPC would also write a page about it to stderr."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.bind(address)
 
 
 class _Parser(argparse.ArgumentParser):

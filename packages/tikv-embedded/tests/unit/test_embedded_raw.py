@@ -611,10 +611,9 @@ def refusal(store: Store, request: Any, *, api_version: int | None = None, cf: s
     if cf:
         asked.cf = cf
     response = store.ask(asked)
-    error: str = (
-        response.error if hasattr(response, "error") else only_error(getattr(response, "pairs", None) or response.kvs)
-    )
-    return error
+    if hasattr(response, "error"):
+        return str(response.error)
+    return only_error(response.pairs if hasattr(response, "pairs") else response.kvs)
 
 
 def name(request: Any) -> str:
