@@ -19,7 +19,7 @@ class Call:
     A plain slotted class: one is made for each call, on the hot path.
     """
 
-    __slots__ = ("backoffer", "deadline", "lost", "operation", "unwaited")
+    __slots__ = ("backoffer", "deadline", "lost", "operation", "unwaited", "wrote")
 
     def __init__(self, operation: str, timeout: float, now: Callable[[], float], budget: float) -> None:
         self.operation = operation
@@ -30,6 +30,8 @@ class Call:
         """Its waits."""
         self.lost: RpcError | None = None
         """The failure that hid the outcome of a write attempt, if one did."""
+        self.wrote = False
+        """Whether a part of a write over many Regions was applied."""
         self.unwaited = 0
         """Retries made without a wait."""
 
@@ -53,6 +55,7 @@ class Call:
         branch.deadline = self.deadline
         branch.backoffer = self.backoffer.fork()
         branch.lost = None
+        branch.wrote = False
         branch.unwaited = self.unwaited
         return branch
 
@@ -61,3 +64,4 @@ class Call:
         ended = list(branches)
         self.backoffer.join([branch.backoffer for branch in ended])
         self.lost = next((branch.lost for branch in ended if branch.lost is not None), self.lost)
+        self.wrote = self.wrote or any(branch.wrote for branch in ended)

@@ -263,9 +263,14 @@ class FanOut(Generic[Part, Resp]):
     ) -> None:
         while pieces:
             entry, part = pieces.popleft()
+            if not entry.is_valid():
+                # What moved this Region has often moved those of the pieces behind, too: learn it once, not from each.
+                pieces.extend(await work.split(part, self.cache, call))
+                continue
             request = work.request(part)
             try:
                 answers.append((part, await self.inner.execute(entry, request, call)))
+                call.wrote = call.wrote or request.effect is not Effect.READ
             except RelocateError:
                 pieces.extend(await work.split(part, self.cache, call))
             except anyio.get_cancelled_exc_class():
@@ -289,7 +294,7 @@ class Merge(Generic[Work, Result, Merged]):
 
 @attrs.frozen
 class Settle(Generic[Work, Result]):
-    """Raise UndeterminedError instead of a failure when a write may have been applied."""
+    """Raise UndeterminedError instead of a failure when a write may have been applied, in all or in part."""
 
     inner: Plan[Work, Result]
 
@@ -298,6 +303,6 @@ class Settle(Generic[Work, Result]):
         try:
             return await self.inner.execute(work, call)
         except (DeadlineExceeded, BackoffExceeded, ClosedError, RpcError) as error:
-            if call.lost is None:
+            if call.lost is None and not call.wrote:
                 raise
             raise UndeterminedError(call.operation) from error
