@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 from tikv_pd import ClusterMismatch, PdUnavailable, RpcError
-from tikv_pd._members import Membership, Search, client_address
+from tikv_pd._members import Membership, Search, client_address, header_error
 from tikv_proto import pdpb
 
 MEMBERS = ("pd1:2379", "pd2:2379", "pd3:2379")
@@ -174,6 +174,12 @@ def test_servers_that_are_no_pd_make_the_round_hopeless() -> None:
 )
 def test_a_member_is_reached_at_its_first_url_of_the_scheme_in_use(urls: list[str], tls: bool, address: str) -> None:
     assert client_address(pdpb.Member(client_urls=urls), tls=tls) == address
+
+
+def test_a_kind_of_error_that_is_not_known_is_named_by_its_number() -> None:
+    header = pdpb.ResponseHeader(error=pdpb.Error(type=99, message="from the future"))  # type: ignore[arg-type]  # an open enum
+
+    assert str(header_error("GetStore", header)) == "PD refused GetStore: 99 (from the future)"
 
 
 addresses = st.sampled_from([*MEMBERS, "seed:1", "new:1"])
