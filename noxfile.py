@@ -152,8 +152,7 @@ def types(session: nox.Session) -> None:
     """Check the types of everything, strictly."""
     install_from_tree(session, PACKAGES.values(), *TEST, *TYPES, "nox")
     sources = [str(package.path / "src") for package in PACKAGES.values()]
-    scripts = [path for path in ("examples", "benchmarks") if any(Path(path).glob("*.py"))]
-    session.run("mypy", *sources, *scripts, "noxfile.py", ".ci", "proto/generate.py")
+    session.run("mypy", *sources, "examples", "benchmarks", "noxfile.py", ".ci", "proto/generate.py")
     # Tests are no packages, so modules such as conftest are told apart by where they are: one run for each base.
     for base in [*(package.path for package in PACKAGES.values()), Path()]:
         session.run("mypy", "--explicit-package-bases", str(base / "tests"), env={"MYPYPATH": str(base)})
