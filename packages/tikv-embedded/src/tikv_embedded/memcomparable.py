@@ -33,9 +33,8 @@ def decode(data: bytes) -> tuple[bytes, bytes]:
         if not padding:
             groups.append(data[start:end])
             continue
-        group = data[start : end - padding] if padding <= _GROUP else b""
         if padding > _GROUP or any(data[end - padding : end]):
             break
-        groups.append(group)
+        groups.append(data[start : end - padding])
         return b"".join(groups), data[end + 1 :]
     raise ValueError("not a memcomparable byte string")
