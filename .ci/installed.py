@@ -1,4 +1,4 @@
-"""Check a clean environment: exactly the named distributions of ours are installed, and they import from there.
+"""Check a clean environment: exactly the named distributions of ours are installed, and all of each imports from there.
 
 Usage: python installed.py DISTRIBUTION...
 """
@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import pkgutil
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+
+FOR_TESTS = ("testing", "pytest_plugin")
+"""Modules that may need a test runner, which is not installed yet."""
 
 
 def main(expected: list[str]) -> None:
@@ -18,11 +24,19 @@ def main(expected: list[str]) -> None:
     if installed != sorted(expected):
         raise SystemExit(f"installed are {installed}, expected were {sorted(expected)}")
     site_packages = Path(sysconfig.get_path("purelib")).resolve()
-    for name in installed:
-        module = importlib.import_module(name.replace("-", "_"))
+    for module in (module for name in installed for module in modules(name.replace("-", "_"))):
         if module.__file__ is None or site_packages not in Path(module.__file__).resolve().parents:
-            raise SystemExit(f"{name} was imported from {module.__file__}, not from {site_packages}")
+            raise SystemExit(f"{module.__name__} was imported from {module.__file__}, not from {site_packages}")
     print("installed and imported from site-packages:", *installed)
+
+
+def modules(package: str) -> Iterator[ModuleType]:
+    """Import a package and every module in it; what one imports must be declared, as nothing else is installed."""
+    root = importlib.import_module(package)
+    yield root
+    for found in pkgutil.walk_packages(root.__path__, f"{package}."):
+        if found.name.rpartition(".")[2] not in FOR_TESTS:
+            yield importlib.import_module(found.name)
 
 
 if __name__ == "__main__":
