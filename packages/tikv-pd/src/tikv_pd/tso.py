@@ -117,10 +117,7 @@ class Tso:
 
     async def _serve(self, address: str) -> TikvError | None:
         """Run one stream until it fails; return why, None when the leader moved."""
-        try:
-            stream = self._members.connection(address).stream(services.PD.Tso)
-        except RpcError as error:
-            return error
+        stream = self._members.connection(address).stream(services.PD.Tso)
         ends: list[TikvError | None] = []
 
         async def run_half(half: Callable[[str, Stream[pdpb.TsoRequest, pdpb.TsoResponse]], Awaitable[None]]) -> None:

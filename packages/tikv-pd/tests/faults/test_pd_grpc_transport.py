@@ -90,6 +90,19 @@ async def listening(port: int, handlers: Handlers) -> AsyncIterator[None]:
         await server.stop(None)
 
 
+@asynccontextmanager
+async def silent_server(port: int) -> AsyncIterator[None]:
+    """Accept connections and never say a word."""
+
+    async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(keep_silent, "127.0.0.1", port):
+        yield
+
+
 @pytest.fixture
 def port() -> int:
     with socket.socket() as probe:
@@ -284,6 +297,38 @@ async def test_a_stream_that_the_server_ends_well_has_failed(connection: GrpcCon
 
 
 @pytest.mark.usefixtures("hanging")
+async def test_a_scope_cancels_a_send_that_waits_for_room(connection: GrpcConnection) -> None:
+    stream = connection.stream(PD.Tso)
+    large = pdpb.TsoRequest(header=HEADER, count=1, dc_location="x" * 2**20)
+
+    with anyio.move_on_after(0.5) as scope:
+        while True:
+            await stream.send(large)
+
+    stream.cancel()
+    assert scope.cancelled_caught
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_connection_is_ready_when_the_server_listens(connection: GrpcConnection) -> None:
+    await connection.ready(timeout=5)
+
+    assert (await get_store(connection)).store.id == 1
+
+
+async def test_a_server_that_never_answers_is_not_ready(connection: GrpcConnection, port: int) -> None:
+    async with silent_server(port):
+        with pytest.raises(RpcError, match=r"not connected within 0\.2 s") as raised:
+            await connection.ready(timeout=0.2)
+
+        with anyio.move_on_after(0.05) as scope:
+            await connection.ready(timeout=5)
+
+    assert scope.cancelled_caught
+    assert not raised.value.sent
+
+
+@pytest.mark.usefixtures("hanging")
 async def test_a_stream_cancelled_by_its_user_has_failed(connection: GrpcConnection) -> None:
     stream = connection.stream(PD.Tso)
     await stream.send(pdpb.TsoRequest(header=HEADER, count=1))
@@ -332,12 +377,7 @@ async def test_a_client_at_a_port_that_speaks_http_reports_the_address(port: int
 
 
 async def test_a_client_at_a_port_that_never_answers_reports_the_address(port: int) -> None:
-    async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-        await writer.wait_closed()
-
-    async with await asyncio.start_server(keep_silent, "127.0.0.1", port):
+    async with silent_server(port):
         client = PdClient(f"127.0.0.1:{port}", config=PdConfig(open_timeout=0.5))
 
         with pytest.raises(PdUnavailable, match=f"127.0.0.1:{port}: "):

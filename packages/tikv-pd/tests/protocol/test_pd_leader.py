@@ -196,6 +196,19 @@ async def test_concurrent_failures_share_one_round_of_questions(client: PdClient
     assert pd.calls(PD.GetMembers) == asked_before + 1
 
 
+async def test_news_that_came_while_an_attempt_ran_are_not_asked_for_again(client: PdClient, pd: FakePd) -> None:
+    pd.hang(PD.GetRegion, at="pd1:2379")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.get_region, b"k")
+        await anyio.wait_all_tasks_blocked()
+        pd.leader = "pd2:2379"
+        await client.get_stores()
+        asked_before = pd.calls(PD.GetMembers)
+
+    assert pd.calls(PD.GetRegion, at="pd2:2379") == 1
+    assert pd.calls(PD.GetMembers) == asked_before
+
+
 async def test_the_members_are_looked_at_at_intervals(client: PdClient, pd: FakePd) -> None:
     pd.leader = "pd2:2379"
 

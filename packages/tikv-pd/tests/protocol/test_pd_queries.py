@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import anyio
+import attrs
 import pytest
 from tikv_pd import ConfigError, Keyspace, KeyspaceNotFound, PdClient, PdError, Peer
 from tikv_pd.testing import FakePd
@@ -46,6 +47,13 @@ async def test_a_region_is_found_by_its_id(client: PdClient) -> None:
 
     assert region is not None
     assert region.start_key == b"p"
+
+
+async def test_a_region_tells_which_peers_are_down_or_lag_behind(client: PdClient, pd: FakePd) -> None:
+    pd.regions[0] = attrs.evolve(pd.regions[0], down_peers=(21,), pending_peers=(20,))
+
+    assert await client.get_region(b"a") == pd.regions[0]
+    assert await client.scan_regions(b"", limit=1) == [pd.regions[0]]
 
 
 @pytest.mark.parametrize(

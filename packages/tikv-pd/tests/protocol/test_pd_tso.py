@@ -76,6 +76,14 @@ async def test_no_stream_is_opened_before_it_is_needed(client: PdClient, pd: Fak
     assert pd.calls(PD.Tso) == 0
 
 
+async def test_timestamps_grow_over_the_end_of_the_logical_part(client: PdClient, pd: FakePd) -> None:
+    pd.timestamp = Timestamp(1_000_000, 2**18 - 2)
+
+    granted = [await client.get_ts() for _ in range(2)]
+
+    assert granted == [Timestamp(1_000_000, 2**18 - 1), Timestamp(1_000_001, 1)]
+
+
 async def test_timestamps_grow_from_call_to_call(client: PdClient) -> None:
     granted = [await client.get_ts() for _ in range(20)]
 
@@ -125,6 +133,17 @@ async def test_a_moved_leader_costs_no_caller_anything(client: PdClient, pd: Fak
 
     assert min(granted) > before
     assert client.leader == "pd2:2379"
+
+
+async def test_a_leader_learned_by_another_call_serves_timestamps_too(client: PdClient, pd: FakePd) -> None:
+    await client.get_ts()
+    pd.leader = "pd2:2379"
+    await client.get_stores()
+
+    await client.get_ts()
+
+    assert pd.tso_counts == [1, 1]
+    assert (pd.calls(PD.Tso, at="pd1:2379"), pd.calls(PD.Tso, at="pd2:2379")) == (1, 1)
 
 
 async def test_a_stream_that_breaks_costs_no_caller_anything(client: PdClient, pd: FakePd) -> None:
