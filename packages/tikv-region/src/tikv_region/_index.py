@@ -67,8 +67,7 @@ class RegionIndex:
         self.entries[low:high] = [entry]
         self._share_bounds(low)
         for old in replaced:
-            if self._by_id.get(old.id) is old:
-                del self._by_id[old.id]
+            del self._by_id[old.id]
             _avoid_leader(entry, old)
             old.invalidate(InvalidReason.REPLACED)
         self._by_id[entry.id] = entry

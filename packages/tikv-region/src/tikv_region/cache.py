@@ -204,13 +204,11 @@ class RegionCache:
             case CacheAction.REPLACE:
                 entry.invalidate(InvalidReason.EPOCH_NOT_MATCH)
                 if not self._replace(error.epoch_not_match, store):
-                    # All lie outside the keyspace, so PD must be asked, and PD may not know yet either.
+                    # All lie outside the keyspace, or are outdated: PD must be asked, and may not know yet either.
                     return attrs.evolve(decision, action=CacheAction.INVALIDATE, backoff=REGION_MISS)
             case CacheAction.CHECK_STORE:
                 store.needs_check = True
                 entry.invalidate(InvalidReason.STORE_NOT_FOUND)
-            case CacheAction.NONE:
-                pass
         return decision
 
     def on_send_failure(self, entry: RegionEntry, store: StoreEntry) -> None:
@@ -310,13 +308,11 @@ class RegionCache:
         placed = self._index.put(entry)
         if placed is not None:
             return placed
-        for neighbor in self._index.overlapping(entry.start, entry.end):
-            if not neighbor.is_valid():
-                continue
-            if not point.is_after(neighbor):
-                entry.end = neighbor.start
-                break
-            entry.start = neighbor.end
+        neighbors = [known for known in self._index.overlapping(entry.start, entry.end) if known.is_valid()]
+        below = [known.end for known in neighbors if point.is_after(known)]
+        above = [known.start for known in neighbors if not point.is_after(known)]
+        entry.start = below[-1] if below else entry.start
+        entry.end = above[0] if above else entry.end
         return entry
 
     async def _load_page(self, start: bytes, end: bytes, limit: int, backoffer: Backoffer) -> None:

@@ -58,15 +58,16 @@ class RegionMap:
         self._change(position, 1, [left, attrs.evolve(old, start_key=bound, epoch=epoch)])
         return left
 
-    def merge(self, key: bytes) -> Region:
-        """Merge the Region that holds `key` into its right neighbor and return that one."""
-        position = self._position(key)
-        if position + 1 == len(self.regions):
-            raise ValueError("the last Region has no right neighbor")
-        source, target = self.regions[position : position + 2]
-        epoch = attrs.evolve(target.epoch, version=max(source.epoch.version, target.epoch.version) + 1)
-        merged = attrs.evolve(target, start_key=source.start_key, epoch=epoch)
-        self._change(position, 2, [merged])
+    def merge(self, key: bytes, *, into_left: bool = False) -> Region:
+        """Merge the Region that holds `key` into its right or left neighbor and return what that has become."""
+        left = self._position(key) - into_left
+        if left < 0 or left + 1 == len(self.regions):
+            raise ValueError(f"the Region of {key!r} has no {'left' if into_left else 'right'} neighbor")
+        below, above = self.regions[left : left + 2]
+        target = below if into_left else above
+        epoch = attrs.evolve(target.epoch, version=max(below.epoch.version, above.epoch.version) + 1)
+        merged = attrs.evolve(target, start_key=below.start_key, end_key=above.end_key, epoch=epoch)
+        self._change(left, 2, [merged])
         return merged
 
     def move_leader(self, key: bytes, store_id: int) -> Region:

@@ -52,12 +52,13 @@ class RegionCacheModel(RuleBasedStateMachine):
         if self.map.region(key).start_key != self.map.codec.encode_region_key(key):
             self.map.split(key)
 
-    @rule(key=keys)
-    def merge(self, key: bytes) -> None:
+    @rule(key=keys, into_left=st.booleans())
+    def merge(self, key: bytes, into_left: bool) -> None:
         region = self.map.region(key)
-        end = self.map.codec.decode_region_range(region.start_key, region.end_key)
-        if end is not None and end[1]:
-            self.map.merge(key)
+        held = self.map.codec.decode_region_range(region.start_key, region.end_key)
+        assert held is not None
+        if held[0] if into_left else held[1]:
+            self.map.merge(key, into_left=into_left)
 
     @rule(key=keys, peer=st.integers(0, 2))
     def move_leader(self, key: bytes, peer: int) -> None:

@@ -189,6 +189,15 @@ async def test_one_failure_of_a_store_counts_once_however_many_requests_meet_it(
     assert entry.leader_store.id == other.leader_store.id == 2
 
 
+async def test_a_failure_of_a_followers_store_leaves_the_leader_alone(cache: RegionCache, entry: RegionEntry) -> None:
+    cache.on_send_failure(entry, entry.stores[2])
+
+    assert entry.leader == 0
+    assert entry.stores[2].epoch == 1
+    assert not entry.is_fresh(2)
+    assert cache.find(b"h") is entry
+
+
 async def test_a_region_loaded_after_a_failure_is_valid_again(
     cache: RegionCache, pd: MapSource, entry: RegionEntry, backoffer: Backoffer
 ) -> None:

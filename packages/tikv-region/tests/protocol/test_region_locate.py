@@ -288,6 +288,22 @@ async def test_an_outdated_answer_is_used_between_valid_neighbors_when_pd_has_no
     assert above.is_valid()
 
 
+async def test_an_outdated_answer_is_not_cut_at_neighbors_that_are_outdated_too(
+    cache: RegionCache, pd: MapSource, backoffer: Backoffer
+) -> None:
+    pd.view = pd.map.regions
+    below = cache.insert(pd.map.split(b"i"))
+    assert below is not None
+    above = pd.map.region(b"i")
+    cache.insert(attrs.evolve(above, start_key=b"m", epoch=attrs.evolve(above.epoch, version=9)))
+    below.expires_at = 0.0
+
+    entry = await cache.locate(b"j", backoffer)
+
+    assert (entry.start, entry.end) == (b"g", b"m")
+    assert cache.find(b"j") is None
+
+
 async def test_what_was_found_wrong_does_not_stand_against_pd_for_ever(
     cache: RegionCache, pd: MapSource, backoffer: Backoffer
 ) -> None:
@@ -349,6 +365,16 @@ async def test_clearing_forgets_regions_but_not_stores(cache: RegionCache, backo
     assert len(cache) == 1
     assert after is not before
     assert after.leader_store is before.leader_store
+
+
+def test_moments_of_expiry_do_not_pile_up(region_map: RegionMap) -> None:
+    clock = iter(range(20_000))
+    cache = RegionCache(MapSource(region_map), PlainCodec(), now=lambda: float(next(clock)))
+
+    for number in range(10_000):
+        cache.insert(region_map.move_leader(b"h", 1 + number % 3))
+
+    assert len(cache._moments) < 5_000
 
 
 async def test_expiry_is_spread_by_chance_over_the_jitter() -> None:
