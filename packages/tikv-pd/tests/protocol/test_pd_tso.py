@@ -182,7 +182,7 @@ async def test_a_stream_without_answer_is_given_up_in_time(pd: FakePd) -> None:
             await client.get_ts()
         pd.leader = "pd2:2379"
 
-        assert len(await burst(client, 5, timeout=1)) == 5
+        assert len(await burst(client, 5)) == 5
 
 
 async def test_the_cause_of_a_timeout_is_the_last_failure(client: PdClient, pd: FakePd) -> None:
