@@ -19,21 +19,28 @@ class Call:
     A plain slotted class: one is made for each call, on the hot path.
     """
 
-    __slots__ = ("backoffer", "deadline", "lost", "operation", "unwaited", "wrote")
+    __slots__ = ("_backoffer", "_budget", "deadline", "lost", "operation", "unwaited", "wrote")
 
     def __init__(self, operation: str, timeout: float, now: Callable[[], float], budget: float) -> None:
         self.operation = operation
         """Its name, for errors."""
         self.deadline = Deadline(operation, timeout, now)
         """When it must have ended."""
-        self.backoffer = Backoffer(self.deadline, budget=budget)
-        """Its waits."""
         self.lost: RpcError | None = None
-        """The failure that hid the outcome of a write attempt, if one did."""
+        """The failure that hid the outcome of a write attempt, if one did; kept when a later attempt is answered."""
         self.wrote = False
         """Whether a part of a write over many Regions was applied."""
         self.unwaited = 0
         """Retries made without a wait."""
+        self._budget = budget
+        self._backoffer: Backoffer | None = None
+
+    @property
+    def backoffer(self) -> Backoffer:
+        """Its waits. Made when first needed: most calls never wait."""
+        if self._backoffer is None:
+            self._backoffer = Backoffer(self.deadline, budget=self._budget)
+        return self._backoffer
 
     async def pause(self, kind: BackoffKind | None, cause: BaseException) -> None:
         """Wait as `kind` says before the next attempt; with None not at all, unless that happened too often.
@@ -53,7 +60,8 @@ class Call:
         branch = Call.__new__(Call)
         branch.operation = self.operation
         branch.deadline = self.deadline
-        branch.backoffer = self.backoffer.fork()
+        branch._budget = self._budget
+        branch._backoffer = self.backoffer.fork()
         branch.lost = None
         branch.wrote = False
         branch.unwaited = self.unwaited

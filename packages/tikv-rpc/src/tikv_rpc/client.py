@@ -5,27 +5,28 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-import anyio
 from tikv_pd import ClosedError
-from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import BackgroundTasks, Transport
-from tikv_region import KeyCodec, RegionCache, RegionEntry
+from tikv_region import InvalidReason, KeyCodec, RegionCache, RegionEntry, StoreEntry
 
 from tikv_rpc.batch import BatchStats
 from tikv_rpc.call import Call
 from tikv_rpc.config import RpcConfig
+from tikv_rpc.errors import RelocateError
 from tikv_rpc.request import context_field
 from tikv_rpc.store import StoreClient
 
 
 class Route:
-    """The way to the leader of a Region: built when first needed, kept on the Region's entry."""
+    """The way to a replica of a Region: built when first needed, kept on the Region's entry."""
 
-    __slots__ = ("context", "store")
+    __slots__ = ("client", "context", "store")
 
-    def __init__(self, store: StoreClient, context: bytes) -> None:
+    def __init__(self, store: StoreEntry, client: StoreClient, context: bytes) -> None:
         self.store = store
-        """The leader's store."""
+        """The store it leads to, as the cache knows it."""
+        self.client = client
+        """The connection to that store."""
         self.context = context
         """The Context of requests to it, as bytes."""
 
@@ -71,9 +72,7 @@ class RpcClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         self.closed = True
-        with anyio.CancelScope(shield=True):
-            for address in list(self._stores):
-                await self.disconnect(address)
+        # Each connection is closed by its own task.
         return await self.tasks.__aexit__(kind, error, traceback)
 
     def call(self, operation: str, timeout: float) -> Call:
@@ -89,26 +88,25 @@ class RpcClient:
     def known_route(self, entry: RegionEntry) -> Route | None:
         """Return the way to the Region's leader if it is built and still open."""
         route = entry.attachment
-        return route if isinstance(route, Route) and not route.store.closed else None
+        return route if isinstance(route, Route) and not route.client.closed else None
 
     async def find_route(self, entry: RegionEntry, call: Call) -> Route:
         """Build the way to the Region's leader, asking PD for the store's address if need be.
 
         Raises:
-            RpcError: the leader's store has left the cluster.
+            RelocateError: the leader's store has left the cluster.
+            ClosedError: this client is not open.
         """
-        leader_store = entry.leader_store
-        address = await self.cache.resolve(leader_store, call.backoffer)
+        store = entry.leader_store
+        address = await self.cache.resolve(store, call.backoffer)
         if not address:
-            details = "the store has left the cluster"
-            raise RpcError(f"store {leader_store.id}", "connect", "UNAVAILABLE", details, sent=False)
-        if entry.leader_store is not leader_store:
+            self.cache.invalidate(entry, InvalidReason.STORE_NOT_FOUND)
+            raise RelocateError
+        if entry.leader_store is not store:
             # Another call moved the leader while this one asked PD.
             return await self.find_route(entry, call)
-        route = Route(
-            self.store(address), context_field(self._cluster_id, self._codec, entry, self.config.attempt_timeout)
-        )
-        entry.attachment = route
+        context = context_field(self._cluster_id, self._codec, entry, self.config.attempt_timeout)
+        route = entry.attachment = Route(store, self.store(address), context)
         return route
 
     def store(self, address: str) -> StoreClient:
@@ -120,16 +118,10 @@ class RpcClient:
         if self.closed:
             raise ClosedError("client")
         store = self._stores.get(address)
-        if store is None:
+        if store is None or store.closed:
             store = self._stores[address] = StoreClient(self._transport, address, self.config, self.tasks)
         return store
 
-    async def disconnect(self, address: str) -> None:
-        """Close the connection to an address, if there is one; the next request makes a new one."""
-        store = self._stores.pop(address, None)
-        if store is not None:
-            await store.aclose()
-
     def stats(self) -> dict[str, BatchStats]:
         """Return the counters of each store's stream, by address."""
-        return {address: store.stats() for address, store in self._stores.items()}
+        return {address: store.stats() for address, store in self._stores.items() if not store.closed}

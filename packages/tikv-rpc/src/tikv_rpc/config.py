@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 from attrs import validators
+from tikv_pd import ConfigError
 from tikv_pd.config import positive
+
+
+def _finite(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> None:
+    if value == math.inf:
+        raise ConfigError(f"{attribute.name} must be finite, or a store that never answers would never be given up")
 
 
 @attrs.frozen(kw_only=True)
 class RpcConfig:
     """How requests travel to stores. Durations in seconds."""
 
-    attempt_timeout: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
-    """Longest that one attempt at a store may take before another is made."""
+    attempt_timeout: float = attrs.field(
+        default=10.0, validator=[validators.instance_of((int, float)), positive, _finite]
+    )
+    """Longest that one attempt at a store may take before another is made.
+
+    The store is told to drop requests it has not begun after two thirds of that.
+    """
     connect_timeout: float = attrs.field(default=5.0, validator=[validators.instance_of((int, float)), positive])
     """Longest wait for a connection before the attempt counts as failed. Source: client-go dialTimeout."""
     max_batch_size: int = attrs.field(default=128, validator=[validators.instance_of(int), positive])

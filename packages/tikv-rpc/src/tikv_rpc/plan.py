@@ -17,19 +17,19 @@ Plans are frozen and shared by all calls; what belongs to one call is in its `Ca
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import anyio
 import attrs
-from tikv_pd import BackoffExceeded, ClosedError, DeadlineExceeded, UndeterminedError
+from tikv_pd import ClosedError, UndeterminedError
 from tikv_pd.backoff import TIKV_RPC
 from tikv_pd.errors import RpcError, TikvError
 from tikv_pd.lowlevel import Resp
-from tikv_region import CacheAction, KeyRange, Next, RegionCache, RegionEntry, RegionError, StoreEntry
+from tikv_region import CacheAction, EntryTooLarge, KeyRange, Next, RegionCache, RegionEntry, RegionError, StoreEntry
 
 from tikv_rpc.call import Call
-from tikv_rpc.client import RpcClient
+from tikv_rpc.client import Route, RpcClient
 from tikv_rpc.errors import RelocateError
 from tikv_rpc.request import Effect, Request
 
@@ -57,30 +57,37 @@ class RegionPlan(Protocol):
         ...
 
 
+class RoutePlan(Protocol):
+    """A plan for one request along one route; `Dispatch`, or what wraps it."""
+
+    def execute(self, route: Route, request: Request[Resp], call: Call) -> Coroutine[Any, Any, Resp]:
+        """Do it, once awaited. The response may carry a region error; RpcError when there is none."""
+        ...
+
+
 @attrs.frozen
 class Dispatch:
-    """Send a request once, to the leader of the Region as the cache knows it.
-
-    The response may carry a region error. Raises RpcError when there is no response.
-    """
+    """Send a request once. It may take `RpcConfig.attempt_timeout`, and never longer than the call's deadline."""
 
     rpc: RpcClient
 
-    async def execute(self, entry: RegionEntry, request: Request[Resp], call: Call) -> Resp:
-        """Send it."""
-        rpc = self.rpc
-        route = rpc.known_route(entry)
-        if route is None:
-            route = await rpc.find_route(entry, call)
-        deadline = call.deadline
-        limit = deadline.now() + rpc.config.attempt_timeout
-        return await route.store.call(request, route.context, min(deadline.at, limit))
+    def execute(self, route: Route, request: Request[Resp], call: Call) -> Coroutine[Any, Any, Resp]:
+        """Send it, once awaited."""
+        deadline, timeout = call.deadline, self.rpc.config.attempt_timeout
+        now = deadline.now()
+        at = now + timeout
+        if deadline.at < at:
+            at = deadline.at
+            timeout = at - now
+        return route.client.call(request, route.context, at, timeout)
 
 
 _FINAL_CODES: Final = frozenset(
     {"INVALID_ARGUMENT", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION"}
 )
 """Statuses that another attempt will meet as well."""
+_TIMER_SLACK: Final = 0.01
+"""Seconds by which gRPC's timer may be ahead of the deadline's own clock."""
 
 
 @attrs.frozen
@@ -95,21 +102,24 @@ class RetryRegion:
         TikvError: what the region error stands for, when it is final.
     """
 
-    inner: RegionPlan
+    inner: RoutePlan
     rpc: RpcClient
 
     async def execute(self, entry: RegionEntry, request: Request[Resp], call: Call) -> Resp:
         """Send it until it is answered."""
+        rpc = self.rpc
         while True:
-            store = entry.leader_store
+            route = rpc.known_route(entry)
+            if route is None:
+                route = await rpc.find_route(entry, call)
             try:
-                response = await self.inner.execute(entry, request, call)
+                response = await self.inner.execute(route, request, call)
             except RpcError as error:
-                await self._after_failure(entry, store, request.effect, error, call)
+                await self._after_failure(entry, route.store, request.effect, error, call)
             else:
                 if not response.HasField("region_error"):
                     return response
-                await self._after_region_error(entry, store, response, call)
+                await self._after_region_error(entry, route, request.effect, response, call)
 
     async def _after_failure(
         self, entry: RegionEntry, store: StoreEntry, effect: Effect, error: RpcError, call: Call
@@ -124,23 +134,27 @@ class RetryRegion:
         if self.rpc.closed:
             raise ClosedError("client") from error
         # Before the store is blamed: the caller's own deadline says nothing about it.
-        call.deadline.check(error)
-        self.rpc.cache.on_send_failure(entry, store)
+        left = call.deadline.check(error)
+        if error.code != "DEADLINE_EXCEEDED" or left > _TIMER_SLACK:
+            self.rpc.cache.on_send_failure(entry, store)
         await call.pause(TIKV_RPC, error)
         if not entry.is_valid():
             raise RelocateError from error
 
-    async def _after_region_error(self, entry: RegionEntry, store: StoreEntry, response: Any, call: Call) -> None:
+    async def _after_region_error(
+        self, entry: RegionEntry, route: Route, effect: Effect, response: Any, call: Call
+    ) -> None:
         """Decide what a region error means; return to try again."""
-        decision = self.rpc.cache.on_region_error(entry, response.region_error, store)
-        cause = RegionError.from_pb(response.region_error, entry.id, store.id)
+        decision = self.rpc.cache.on_region_error(entry, response.region_error, route.store)
+        cause = RegionError.from_pb(response.region_error, entry.id, route.store.id)
         if decision.action is CacheAction.CHECK_STORE:
-            await self.rpc.disconnect(store.address)
-        if decision.next is Next.FAIL:
-            if decision.undetermined:
+            # Another store answers there, perhaps of another cluster; nothing else that goes there is right either.
+            route.client.close()
+        if decision.error is not None:
+            if not decision.undetermined:
+                raise decision.error from cause
+            if effect is not Effect.READ:
                 raise UndeterminedError(call.operation) from cause
-            assert decision.error is not None
-            raise decision.error from cause
         await call.pause(decision.backoff, cause)
         if decision.next is Next.RELOCATE or not entry.is_valid():
             raise RelocateError from cause
@@ -232,52 +246,74 @@ class FanOut(Generic[Part, Resp]):
         """Return the (piece, response) pairs, in no given order; the pieces make up the whole exactly once."""
         pieces = deque(await work.split(work.whole, self.cache, call))
         answers: list[tuple[Part, Resp]] = []
-        workers = min(self.concurrency, len(pieces))
-        if workers <= 1:
-            await self._work_off(pieces, answers, work, call)
-            return answers
-        branches = [call.fork() for _ in range(workers)]
-        failures: list[TikvError] = []
-
-        async def branch_out(branch: Call, scope: anyio.CancelScope) -> None:
-            try:
-                await self._work_off(pieces, answers, work, branch)
-            except TikvError as error:
-                failures.append(error)
-                scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            for branch in branches:
-                tasks.start_soon(branch_out, branch, tasks.cancel_scope)
-        call.join(branches)
-        if failures:
-            raise failures[0]
+        while len(pieces) == 1 or (pieces and self.concurrency == 1):
+            await self._take(pieces, answers, work, call)
+        if pieces:
+            await self._branch_out(pieces, answers, work, call)
         return answers
 
-    async def _work_off(
+    async def _branch_out(
         self,
         pieces: deque[tuple[RegionEntry, Part]],
         answers: list[tuple[Part, Resp]],
         work: Splittable[Part, Resp],
         call: Call,
     ) -> None:
-        while pieces:
-            entry, part = pieces.popleft()
-            if not entry.is_valid():
-                # What moved this Region has often moved those of the pieces behind, too: learn it once, not from each.
-                pieces.extend(await work.split(part, self.cache, call))
-                continue
-            request = work.request(part)
+        """Work the pieces off in as many tasks as there are pieces, up to the limit."""
+        branches: list[Call] = []
+        failures: list[Exception] = []
+        running = 0
+
+        def recruit() -> None:
+            nonlocal running
+            for _ in range(min(self.concurrency - running, len(pieces))):
+                running += 1
+                branches.append(call.fork())
+                tasks.start_soon(work_off, branches[-1])
+
+        async def work_off(branch: Call) -> None:
+            nonlocal running
             try:
-                answers.append((part, await self.inner.execute(entry, request, call)))
-                call.wrote = call.wrote or request.effect is not Effect.READ
-            except RelocateError:
-                pieces.extend(await work.split(part, self.cache, call))
-            except anyio.get_cancelled_exc_class():
-                # Another piece failed first; what this one wrote, nobody will learn.
-                if request.effect is not Effect.READ:
-                    call.lost = call.lost or RpcError("", request.rpc.name, "CANCELLED", "another part failed first")
-                raise
+                while pieces:
+                    await self._take(pieces, answers, work, branch)
+                    # A piece may have become many, and some tasks may have ended for want of work.
+                    recruit()
+            except Exception as error:
+                failures.append(error)
+                tasks.cancel_scope.cancel()
+            finally:
+                running -= 1
+
+        async with anyio.create_task_group() as tasks:
+            recruit()
+        call.join(branches)
+        if failures:
+            raise failures[0]
+
+    async def _take(
+        self,
+        pieces: deque[tuple[RegionEntry, Part]],
+        answers: list[tuple[Part, Resp]],
+        work: Splittable[Part, Resp],
+        call: Call,
+    ) -> None:
+        """Work one piece off, or put others in its place."""
+        entry, part = pieces.popleft()
+        if not entry.is_valid():
+            # What moved this Region has often moved those of the pieces behind, too: learn it once, not from each.
+            pieces.extend(await work.split(part, self.cache, call))
+            return
+        request = work.request(part)
+        try:
+            answers.append((part, await self.inner.execute(entry, request, call)))
+            call.wrote = call.wrote or request.effect is not Effect.READ
+        except RelocateError:
+            pieces.extend(await work.split(part, self.cache, call))
+        except anyio.get_cancelled_exc_class():
+            # Another piece failed first; what this one wrote, nobody will learn.
+            if request.effect is not Effect.READ:
+                call.lost = call.lost or RpcError("", request.rpc.name, "CANCELLED", "another part failed first")
+            raise
 
 
 @attrs.frozen
@@ -302,7 +338,10 @@ class Settle(Generic[Work, Result]):
         """Do the work."""
         try:
             return await self.inner.execute(work, call)
-        except (DeadlineExceeded, BackoffExceeded, ClosedError, RpcError) as error:
+        except (UndeterminedError, EntryTooLarge):
+            # What is too large was too large in every attempt.
+            raise
+        except TikvError as error:
             if call.lost is None and not call.wrote:
                 raise
             raise UndeterminedError(call.operation) from error

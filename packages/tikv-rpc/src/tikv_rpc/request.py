@@ -69,7 +69,8 @@ def context_field(cluster_id: int, codec: KeyCodec, entry: RegionEntry, attempt_
         api_version=codec.api_version,  # type: ignore[arg-type]  # an int of the enum, as on the wire
         keyspace_id=codec.keyspace_id,
         keyspace_name=codec.keyspace_name,
-        max_execution_duration_ms=int(attempt_timeout * _EXECUTION_SHARE * 1000),
+        # 0 would mean no limit.
+        max_execution_duration_ms=max(int(attempt_timeout * _EXECUTION_SHARE * 1000), 1),
     ).SerializeToString()
     return b"\x0a" + varint(len(context)) + context
 
@@ -79,8 +80,10 @@ _SMALL: Final = [bytes([number]) for number in range(128)]
 
 def varint(number: int) -> bytes:
     """Return protobuf's variable-length form of a number that is not negative."""
-    if number < 128:
+    if number < 1 << 7:
         return _SMALL[number]
+    if number < 1 << 14:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     out = bytearray()
     while number > 127:
         out.append(number & 0x7F | 0x80)
@@ -96,9 +99,9 @@ def _command_tag(batch_field: str) -> bytes:
     return varint(field.number << 3 | 2)
 
 
-def batch_head(batch_field: str, context: bytes, payload: bytes) -> bytes:
-    """Return what stands before `payload` when it travels as one of `BatchCommandsRequest.requests`."""
+def batched(batch_field: str, context: bytes, payload: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:
+    """Return what, joined, is one of `BatchCommandsRequest.requests`: the command with its Context and payload."""
     tag = _command_tag(batch_field)
     size = len(context) + len(payload)
     inner = varint(size)
-    return b"\x0a" + varint(len(tag) + len(inner) + size) + tag + inner + context
+    return b"\x0a", varint(len(tag) + len(inner) + size), tag, inner, context, payload

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Coroutine
+from typing import Any
 
 import anyio
+from google.protobuf.message import DecodeError
+from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import BackgroundTasks, Resp, Transport
 
 from tikv_rpc.batch import BatchClient, BatchStats
@@ -19,14 +22,15 @@ class StoreClient:
         transport: Makes the connection.
         address: Where the store listens.
         config: Limits.
-        tasks: Where the stream's task runs; it ends with `aclose`.
+        tasks: Where the task lives that serves the stream and closes the connection in the end.
     """
 
     def __init__(self, transport: Transport, address: str, config: RpcConfig, tasks: BackgroundTasks) -> None:
         self.closed = False
-        """Whether `aclose` was called; a closed one is replaced, never used again."""
+        """Whether it is closed, or its task ended; then it is replaced, never used again."""
         self._transport = transport
         self._connection = transport.connect(address)
+        self._connect_timeout = config.connect_timeout
         self._batch = BatchClient(transport, self._connection, config)
         self._scope = anyio.CancelScope()
         tasks.start_soon(self._run)
@@ -36,28 +40,50 @@ class StoreClient:
         """Where it leads."""
         return self._connection.address
 
-    async def call(self, request: Request[Resp], context: bytes, deadline: float) -> Resp:
-        """Send a request with a Context and return its response.
+    def call(
+        self, request: Request[Resp], context: bytes, deadline: float, timeout: float
+    ) -> Coroutine[Any, Any, Resp]:
+        """Send a request with a Context and return its response, once awaited.
+
+        A plain function, as a coroutine of its own would cost each request 5 % more.
+
+        Args:
+            request: What to send.
+            context: Its Context, as bytes.
+            deadline: When to give up, on the transport's clock.
+            timeout: The seconds until then.
 
         Raises:
             RpcError: see `BatchClient.call`.
         """
         batch_field = request.rpc.batch_field
         if batch_field is not None:
-            return cast(Resp, await self._batch.call(batch_field, context, request.payload, deadline))
-        timeout = max(deadline - self._transport.now(), 0.0)
-        return await self._connection.unary(request.rpc, context + request.payload, timeout=timeout)
+            return self._batch.call(batch_field, context, request.payload, deadline, timeout)
+        return self._unary(request, context, deadline)
 
     def stats(self) -> BatchStats:
         """Return the counters of its stream."""
         return self._batch.stats()
 
-    async def aclose(self) -> None:
-        """Close the connection; calls under way fail with RpcError."""
+    def close(self) -> None:
+        """Have the connection closed; calls under way fail with RpcError."""
         self.closed = True
         self._scope.cancel()
-        await self._connection.aclose()
 
-    async def _run(self) -> Any:
-        with self._scope:
-            await self._batch.run()
+    async def _unary(self, request: Request[Resp], context: bytes, deadline: float) -> Resp:
+        connection, now = self._connection, self._transport.now
+        # gRPC does not tell a request that found no connection from one that was lost on its way.
+        await connection.ready(timeout=min(self._connect_timeout, deadline - now()))
+        try:
+            return await connection.unary(request.rpc, context + request.payload, timeout=max(deadline - now(), 0.0))
+        except DecodeError as error:
+            raise RpcError(connection.address, request.rpc.name, "INTERNAL", "the answer cannot be read") from error
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._batch.run()
+        finally:
+            self.closed = True
+            with anyio.CancelScope(shield=True):
+                await self._connection.aclose()
