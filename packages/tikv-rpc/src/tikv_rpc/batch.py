@@ -25,7 +25,7 @@ from tikv_proto import services, tikvpb
 
 from tikv_rpc.config import RpcConfig
 from tikv_rpc.errors import expired
-from tikv_rpc.request import batched
+from tikv_rpc.request import batch_head
 
 _Stream = Stream[tikvpb.BatchCommandsRequest, tikvpb.BatchCommandsResponse]
 _Entry = tuple[Waiter[Any], str, float, float, bytes, bytes]
@@ -173,9 +173,10 @@ class BatchClient:
             entry = entries.get(number)
             if entry is not None:
                 _, batch_field, _, _, context, payload = entry
-                parts += batched(batch_field, context, payload)
+                length = len(context) + len(payload)
+                parts += (batch_head(batch_field, length), context, payload)
                 numbers.append(number)
-                size += len(payload)
+                size += length
         if not numbers:
             return b""
         # From here on the store may have seen them, whatever comes of the write.
@@ -194,7 +195,7 @@ class BatchClient:
                 if entry is None:
                     self._late += 1
                     continue
-                waiter, batch_field = entry[:2]
+                waiter, batch_field, _, _, _, _ = entry
                 if waiter.done():
                     self._late += 1
                 elif response.HasField(batch_field):  # type: ignore[arg-type]  # any name of the oneof

@@ -8,7 +8,7 @@ nothing is mutated or copied when a request is sent again to another Region or p
 from __future__ import annotations
 
 import enum
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final, Generic
 
 from google.protobuf.message import Message
@@ -75,15 +75,8 @@ def context_field(cluster_id: int, codec: KeyCodec, entry: RegionEntry, attempt_
     return b"\x0a" + varint(len(context)) + context
 
 
-_SMALL: Final = [bytes([number]) for number in range(128)]
-
-
 def varint(number: int) -> bytes:
     """Return protobuf's variable-length form of a number that is not negative."""
-    if number < 1 << 7:
-        return _SMALL[number]
-    if number < 1 << 14:
-        return bytes((number & 0x7F | 0x80, number >> 7))
     out = bytearray()
     while number > 127:
         out.append(number & 0x7F | 0x80)
@@ -92,16 +85,9 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-@cache
-def _command_tag(batch_field: str) -> bytes:
-    """Return the tag of a command within BatchCommandsRequest.Request."""
+@lru_cache(maxsize=4096)
+def batch_head(batch_field: str, size: int) -> bytes:
+    """Return what stands before a request of `size` bytes when it is one of `BatchCommandsRequest.requests`."""
     field = tikvpb.BatchCommandsRequest.Request.DESCRIPTOR.fields_by_name[batch_field]
-    return varint(field.number << 3 | 2)
-
-
-def batched(batch_field: str, context: bytes, payload: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:
-    """Return what, joined, is one of `BatchCommandsRequest.requests`: the command with its Context and payload."""
-    tag = _command_tag(batch_field)
-    size = len(context) + len(payload)
-    inner = varint(size)
-    return b"\x0a", varint(len(tag) + len(inner) + size), tag, inner, context, payload
+    command = varint(field.number << 3 | 2) + varint(size)
+    return b"\x0a" + varint(len(command) + size) + command
