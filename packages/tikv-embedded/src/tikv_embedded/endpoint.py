@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+import grpc
 import grpc.aio
 
 from tikv_embedded.errors import PortInUseError
@@ -19,6 +23,30 @@ _OPTIONS = (
 )
 
 
+class _Calls(grpc.aio.ServerInterceptor):
+    """Knows the tasks that answer calls: gRPC's `stop` returns while they are still being cancelled."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Remember the task of a call that begins; gRPC runs this in it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await continuation(handler_call_details)
+
+    async def ended(self) -> None:
+        """Return when no call is left."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
 class Endpoint:
     """One port: bound first, so that its number is known, then served. It can be stopped and started again.
 
@@ -30,6 +58,7 @@ class Endpoint:
     def __init__(self, host: str, port: int = 0) -> None:
         self._host = host
         self._server: grpc.aio.Server | None = None
+        self._calls = _Calls()
         self.port = port
         self.is_running = False
         """Whether calls are answered."""
@@ -46,7 +75,7 @@ class Endpoint:
             PortInUseError: something else listens there, or the address is not of this machine.
         """
         _probe(self._host, self.port)
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=_OPTIONS, interceptors=(self._calls,))
         try:
             self.port = server.add_insecure_port(self.address)
         except RuntimeError as error:
@@ -66,6 +95,7 @@ class Endpoint:
         self.is_running = False
         if server is not None:
             await server.stop(grace=grace)
+            await self._calls.ended()
 
 
 def _probe(host: str, port: int) -> None:

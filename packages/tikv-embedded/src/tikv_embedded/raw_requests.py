@@ -91,6 +91,8 @@ class RawStore:
     mode: ApiMode
     next_ts: Callable[[], int]
     store_id: int
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; deadlines are measured with it."""
 
     def session(self, snapshot: Snapshot) -> RawSession:
         """Return what serves requests from that snapshot; for one step of the loop."""
@@ -108,7 +110,8 @@ class RawSession:
         self._mode = store.mode
         self._next_ts = store.next_ts
         self._now = time.time()
-        self._received = time.monotonic()
+        self._clock = store.clock
+        self._received = store.clock()
         self._contexts: dict[int, RawContext] = {}
         self._is_v2 = store.mode is ApiMode.V2
 
@@ -146,7 +149,7 @@ class RawSession:
     def _late(self, context: kvrpcpb.Context) -> errorpb.Error | None:
         if not context.max_execution_duration_ms:
             return None
-        return deadline_error(context, (time.monotonic() - self._received) * 1000)
+        return deadline_error(context, (self._clock() - self._received) * 1000)
 
     def _misplaced(self, rule: RawRule, region: Region, request: Any) -> errorpb.Error | None:
         """Return the error of a key outside the Region; keys that the action refuses anyway fit no bounds."""

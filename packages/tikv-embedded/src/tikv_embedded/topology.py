@@ -189,13 +189,15 @@ class Topology:
         return region.split(current, keys, [(next(ids), [next(ids) for _ in current.peers]) for _ in keys])
 
     def _election(self, current: Region) -> Region:
-        """Return the Region as it is after an election among the running stores."""
-        if current.leader is not None and self._running(current.leader.store_id):
-            return current
+        """Return the Region as it is after an election among the running stores; a leader needs a majority too."""
         voters = [peer for peer in current.peers if not peer.is_learner]
         alive = [peer for peer in voters if self._running(peer.store_id)]
+        if 2 * len(alive) <= len(voters):
+            return region.drop_leader(current)
+        if current.leader in alive:
+            return current
         candidate = next((peer for peer in alive if peer.can_lead), None)
-        if candidate is None or 2 * len(alive) <= len(voters):
+        if candidate is None:
             return region.drop_leader(current)
         return region.transfer_leader(current, candidate.store_id)
 
