@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
+import grpc
 import grpc.aio
 from google.protobuf.message import Message
 from tikv_proto import kvrpcpb, metapb
@@ -18,6 +19,36 @@ Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
 
 
+class BareStream(Generic[Req, Resp]):
+    """One bidirectional stream: whole messages out and in."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[Req, Resp]) -> None:
+        self._call = call
+
+    async def write(self, request: Req) -> None:
+        """Send one message."""
+        await self._call.write(request)
+
+    async def done_writing(self) -> None:
+        """Say that nothing more will be sent."""
+        await self._call.done_writing()
+
+    async def read(self) -> Resp:
+        """Return the next message; EOFError when the server is done, and gRPC's own error when the stream failed."""
+        message = await self._call.read()
+        if message is grpc.aio.EOF:
+            raise EOFError
+        return cast(Resp, message)
+
+    async def status(self) -> tuple[grpc.StatusCode, str]:
+        """Return how the stream ended, once it has: code and details."""
+        return await self._call.code(), await self._call.details() or ""
+
+    def cancel(self) -> None:
+        """End it from this side; harmless when it has ended."""
+        self._call.cancel()
+
+
 class BareClient:
     """Sends requests as they are, to the address it is told: no cache, no retry, no codec.
 
@@ -26,7 +57,7 @@ class BareClient:
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._streams: list[grpc.aio.StreamStreamCall[Any, Any]] = []
+        self._calls: list[grpc.aio.Call] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -34,7 +65,7 @@ class BareClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await _cancel(self._streams)
+        await _cancel(self._calls)
         for channel in self._channels.values():
             await channel.close()
 
@@ -42,28 +73,38 @@ class BareClient:
         self, address: str, rpc: Rpc[Req, Resp], request: Req, metadata: Sequence[tuple[str, str]] = ()
     ) -> Resp:
         """Return the response of a unary RPC; whatever gRPC raises is raised."""
-        method = self.channel(address).unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
+        method = self._channel(address).unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
         response: Resp = await method(request, metadata=metadata or None)
         return response
 
     def stream(
         self, address: str, rpc: Rpc[Req, Resp], metadata: Sequence[tuple[str, str]] = ()
-    ) -> grpc.aio.StreamStreamCall[Any, Any]:
-        """Open the stream of a bidirectional RPC; its `write` and `read` take and give whole messages."""
-        method = self.channel(address).stream_stream(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
+    ) -> BareStream[Req, Resp]:
+        """Open the stream of a bidirectional RPC."""
+        method = self._channel(address).stream_stream(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
         call = method(metadata=metadata or None)
-        self._streams.append(call)
-        return call
+        self._calls.append(call)
+        return BareStream(cast("grpc.aio.StreamStreamCall[Req, Resp]", call))
 
-    def channel(self, address: str) -> grpc.aio.Channel:
-        """Return the one connection to that address."""
+    async def health(self, address: str, request: bytes = b"") -> bytes:
+        """Return the answer of the health service's Check, both as they are on the wire."""
+        method = self._channel(address).unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
+        return await method(request)
+
+    async def watch_health(self, address: str, request: bytes = b"") -> bytes:
+        """Return the first answer of the health service's Watch, as `health` does."""
+        call = self._channel(address).unary_stream("/grpc.health.v1.Health/Watch", bytes, bytes)(request)
+        self._calls.append(call)
+        return cast(bytes, await call.read())
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
             unlimited = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
             self._channels[address] = grpc.aio.insecure_channel(address, options=unlimited)
         return self._channels[address]
 
 
-async def _cancel(calls: list[grpc.aio.StreamStreamCall[Any, Any]]) -> None:
+async def _cancel(calls: list[grpc.aio.Call]) -> None:
     """Cancel `calls`, and wait until gRPC has heard of their end.
 
     Cancelling ends a call for its caller at once and on the wire later. If the loop is closed in between, gRPC reports

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -22,11 +21,14 @@ from tikv_embedded import (
     TopologyError,
 )
 from tikv_embedded.testing import BareClient, context_for
-from tikv_proto import kvrpcpb, pdpb
+from tikv_proto import kvrpcpb, pdpb, tikvpb
 from tikv_proto.services import PD, Tikv
 
 SERVING = b"\x08\x01"
 SERVICE_UNKNOWN = b"\x08\x03"
+
+EMPTY = tikvpb.BatchCommandsRequest.Request()
+WAITING = tikvpb.BatchCommandsRequest.Request(Empty=tikvpb.BatchCommandsEmptyRequest(test_id=1, delay_time=60_000))
 
 
 async def put(cluster: EmbeddedCluster, client: BareClient, key: bytes, value: bytes) -> kvrpcpb.RawPutResponse:
@@ -43,11 +45,6 @@ async def get(cluster: EmbeddedCluster, client: BareClient, key: bytes) -> bytes
     answer = await client.call(cluster.store_addresses[region.leader.store_id], Tikv.RawGet, request)
     assert not answer.HasField("region_error")
     return None if answer.not_found else answer.value
-
-
-async def health(client: BareClient, address: str, request: bytes = b"") -> bytes:
-    answer: bytes = await client.channel(address).unary_unary("/grpc.health.v1.Health/Check")(request)
-    return answer
 
 
 def is_refused(address: str) -> bool:
@@ -72,7 +69,7 @@ async def test_every_port_answers_when_the_start_returns(client: BareClient) -> 
     async with EmbeddedCluster(stores=4, pd_members=3) as cluster:
         addresses = [*cluster.pd_addresses, *cluster.store_addresses.values()]
 
-        answers = [await health(client, address) for address in addresses]
+        answers = [await client.health(address) for address in addresses]
 
     assert answers == [SERVING] * 7
     assert len(set(addresses)) == 7
@@ -84,12 +81,8 @@ async def test_the_health_of_anything_but_the_whole_server_is_unknown(
     address = cluster.pd_addresses[0]
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await health(client, address, b"\x0a\x03foo")
-    watched: list[bytes] = []
-    for request in (b"", b"\x0a\x03foo"):
-        watch = client.channel(address).unary_stream("/grpc.health.v1.Health/Watch")(request)
-        watched.append(await watch.read())
-        watch.cancel()
+        await client.health(address, b"\x0a\x03foo")
+    watched = [await client.watch_health(address, request) for request in (b"", b"\x0a\x03foo")]
 
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert watched == [SERVING, SERVICE_UNKNOWN]
@@ -126,8 +119,7 @@ async def test_a_closed_cluster_leaves_no_port_task_thread_or_file(tmp_path: Pat
         async with EmbeddedCluster(path=path, pd_members=3) as cluster, BareClient() as client:
             await put(cluster, client, b"a", b"1")
             stream = client.stream(cluster.store_addresses[1], Tikv.BatchCommands)
-            empty = Tikv.BatchCommands.request.Request(Empty={"test_id": 1, "delay_time": 60_000})
-            await stream.write(Tikv.BatchCommands.request(request_ids=[1], requests=[empty]))
+            await stream.write(tikvpb.BatchCommandsRequest(request_ids=[1], requests=[WAITING]))
             tso = client.stream(cluster.pd_addresses[0], PD.Tso)
             await tso.write(pdpb.TsoRequest(header=pdpb.RequestHeader(cluster_id=cluster.cluster_id), count=1))
             await tso.read()
@@ -157,7 +149,7 @@ async def test_pd_takes_the_ports_that_were_asked_for(client: BareClient) -> Non
 
     async with EmbeddedCluster(pd_port=port) as cluster:
         assert cluster.url == f"tikv://127.0.0.1:{port}"
-        assert await health(client, f"127.0.0.1:{port}") == SERVING
+        assert await client.health(f"127.0.0.1:{port}") == SERVING
 
 
 async def test_a_taken_port_is_refused_and_nothing_is_left(taken_port: int, tmp_path: Path) -> None:
@@ -258,13 +250,13 @@ async def test_a_store_that_stops_without_an_election_still_leads(cluster: Embed
 
 async def test_a_stopped_store_cuts_its_calls_off(cluster: EmbeddedCluster, client: BareClient) -> None:
     stream = client.stream(cluster.store_addresses[1], Tikv.BatchCommands)
-    empty: Any = Tikv.BatchCommands.request.Request(Empty={"test_id": 1, "delay_time": 60_000})
-    await stream.write(Tikv.BatchCommands.request(request_ids=[1, 2], requests=[empty, {}]))
+    await stream.write(tikvpb.BatchCommandsRequest(request_ids=[1, 2], requests=[WAITING, EMPTY]))
     await stream.read()
 
     await cluster.stop_store(1)
 
-    assert await stream.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    code, _ = await stream.status()
+    assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 async def test_a_new_store_takes_peers_and_leads(cluster: EmbeddedCluster, client: BareClient) -> None:

@@ -192,7 +192,7 @@ async def test_timestamps_come_in_order_and_never_twice(pd: Pd) -> None:
         last = (response.timestamp.physical, response.timestamp.logical)
     await stream.done_writing()
 
-    assert await stream.code() is grpc.StatusCode.OK
+    assert (await stream.status())[0] is grpc.StatusCode.OK
     minimum = await pd.ask(PD.GetMinTS)
     assert (minimum.timestamp.physical, minimum.timestamp.logical) > last
 
@@ -213,7 +213,7 @@ async def test_a_senseless_request_for_timestamps_ends_its_stream(
 
     await stream.write(pdpb.TsoRequest(header=header, count=count))
 
-    assert await stream.code() is code
+    assert (await stream.status())[0] is code
 
 
 async def test_a_stream_of_timestamps_ends_when_its_member_no_longer_leads(
@@ -228,8 +228,9 @@ async def test_a_stream_of_timestamps_ends_when_its_member_no_longer_leads(
     await stream.write(pdpb.TsoRequest(header=pd.header(), count=1))
 
     assert first.count == 1
-    assert await stream.code() is grpc.StatusCode.UNKNOWN
-    assert "is not leader" in (await stream.details() or "")
+    code, details = await stream.status()
+    assert code is grpc.StatusCode.UNKNOWN
+    assert "is not leader" in details
 
 
 # Regions.
@@ -339,7 +340,7 @@ async def test_one_query_asks_for_many_regions(split: EmbeddedCluster, pd: Pd) -
     assert {region_id: each.region for region_id, each in found.regions_by_id.items()} == {
         region.id: region_to_pb(region) for region in (left, middle, right)
     }
-    assert await stream.code() is grpc.StatusCode.OK
+    assert (await stream.status())[0] is grpc.StatusCode.OK
 
 
 async def test_a_query_stream_for_another_cluster_is_refused(pd: Pd) -> None:
@@ -347,7 +348,7 @@ async def test_a_query_stream_for_another_cluster_is_refused(pd: Pd) -> None:
 
     await stream.write(pdpb.QueryRegionRequest(header=pdpb.RequestHeader(cluster_id=1)))
 
-    assert await stream.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert (await stream.status())[0] is grpc.StatusCode.FAILED_PRECONDITION
 
 
 # Stores.

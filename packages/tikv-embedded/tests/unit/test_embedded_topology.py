@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from tikv_embedded import meta
 from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.bootstrap import new_cluster, open_state
 from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine, WriteBatch
 from tikv_embedded.errors import OptionError, TopologyError
 from tikv_embedded.keyspaces import raw_key, txn_bounds
 from tikv_embedded.options import ClusterOptions
-from tikv_embedded.region import Region
+from tikv_embedded.region import Region, Store
 from tikv_embedded.topology import ID_STEP, Topology
 
 
@@ -239,7 +238,7 @@ def test_everything_is_as_it_was_after_a_restart(tmp_path: Path) -> None:
     first.transfer_leader(first.find(b"z").id, 1)
     first.remove_peer(first.find(b"a").id, 3)
     (store_id,) = first.allocate_ids(1)
-    first.put_store(meta.Store(store_id, "127.0.0.1:1", (("zone", "a"),), 7))
+    first.put_store(Store(store_id, "127.0.0.1:1", (("zone", "a"),), 7))
     first.add_peer(first.find(b"a").id, store_id, is_learner=True, is_witness=False, is_pending=True)
     first.set_max_peer_count(5)
     first_engine.close()
