@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import anyio.from_thread
@@ -52,10 +52,8 @@ class RawModel(RuleBasedStateMachine):
         """Change the cluster if it can be changed so."""
 
         async def call() -> None:
-            try:
+            with suppress(TopologyError):
                 method(*args)
-            except TopologyError:
-                pass
 
         self.portal.call(call)
 

@@ -119,9 +119,7 @@ async def test_batches_of_nothing_do_nothing(client: RawClient) -> None:
 async def test_a_batch_larger_than_one_request_travels_in_several(cluster: EmbeddedCluster, mode: Mode) -> None:
     pairs = {b"%05d" % number: b"v" * (number % 100) for number in range(1000)}
     config = RawConfig(batch_keys=7, batch_bytes=200)
-    async with RawClient(
-        cluster.url, api_version=mode.api_version, keyspace=mode.keyspace, config=config
-    ) as client:
+    async with RawClient(cluster.url, api_version=mode.api_version, keyspace=mode.keyspace, config=config) as client:
         await client.batch_put(pairs)
 
         assert await client.batch_get(pairs) == pairs

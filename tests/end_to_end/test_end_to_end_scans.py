@@ -9,7 +9,21 @@ import pytest
 from tikv_embedded import EmbeddedCluster
 from tikv_raw import ApiVersion, RawClient, RawConfig
 
-KEYS = [b"", b"\0", b"a", b"a\0", b"a\0\0", b"a\xff", b"b", b"k", b"z", b"\xff", b"\xff\0", b"\xff\xff", b"\xff\xff\xff"]
+KEYS = [
+    b"",
+    b"\0",
+    b"a",
+    b"a\0",
+    b"a\0\0",
+    b"a\xff",
+    b"b",
+    b"k",
+    b"z",
+    b"\xff",
+    b"\xff\0",
+    b"\xff\xff",
+    b"\xff\xff\xff",
+]
 PAIRS = {key: b"value of " + key for key in KEYS}
 SPLITS = [b"a\0", b"b\0", b"\xff"]
 
@@ -36,9 +50,7 @@ def between(start: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
     return [(key, value) for key, value in PAIRS.items() if key >= start and (not end or key < end)]
 
 
-def in_order(
-    pairs: Iterable[tuple[bytes, bytes]], limit: int | None, *, reverse: bool
-) -> list[tuple[bytes, bytes]]:
+def in_order(pairs: Iterable[tuple[bytes, bytes]], limit: int | None, *, reverse: bool) -> list[tuple[bytes, bytes]]:
     return sorted(pairs, reverse=reverse)[:limit]
 
 
@@ -138,9 +150,7 @@ async def zip_shortest(
         yield await anext(pairs), number
 
 
-async def test_scans_by_many_tasks_do_not_disturb_each_other(
-    cluster: EmbeddedCluster, api_version: ApiVersion
-) -> None:
+async def test_scans_by_many_tasks_do_not_disturb_each_other(cluster: EmbeddedCluster, api_version: ApiVersion) -> None:
     async with open_client(cluster, api_version, 2) as client:
         scans = [client.scan(reverse=bool(number % 2)) for number in range(20)]
         found: list[list[tuple[bytes, bytes]]] = [[] for _ in scans]

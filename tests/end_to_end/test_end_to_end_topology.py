@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -47,9 +47,9 @@ async def checksum(client: RawClient, pairs: dict[bytes, bytes]) -> None:
 
 
 async def put(client: RawClient, pairs: dict[bytes, bytes]) -> None:
-    for key in pairs:
-        pairs[key] += b"+"
-        await client.put(key, pairs[key])
+    for key, value in pairs.items():
+        await client.put(key, value + b"+")
+    pairs.update({key: value + b"+" for key, value in pairs.items()})
     assert await client.batch_get(pairs) == pairs
 
 
@@ -61,8 +61,7 @@ async def delete(client: RawClient, pairs: dict[bytes, bytes]) -> None:
 
 
 async def batch_put(client: RawClient, pairs: dict[bytes, bytes]) -> None:
-    for key in pairs:
-        pairs[key] += b"*"
+    pairs.update({key: value + b"*" for key, value in pairs.items()})
     await client.batch_put(pairs)
     assert [pair async for pair in client.scan()] == list(pairs.items())
 
@@ -99,7 +98,10 @@ async def ttl(client: RawClient, pairs: dict[bytes, bytes]) -> None:
 
 READS: list[Operation] = [get, batch_get, scan, scan_reversed, checksum]
 WRITES: list[Operation] = [put, delete, batch_put, batch_delete, delete_range, compare_and_swap, ttl]
-by_name = {"ids": lambda function: function.__name__}
+
+
+def named(function: Any) -> str:
+    return str(function.__name__)
 
 
 def split(cluster: EmbeddedCluster) -> None:
@@ -150,44 +152,47 @@ def everything(cluster: EmbeddedCluster) -> None:
         change(cluster)
 
 
-CHANGES: list[Change] = [
-    split, merge, merge_all, move_bounds, transfer_leaders, move_peers, renew_peers, everything
-]
+CHANGES: list[Change] = [split, merge, merge_all, move_bounds, transfer_leaders, move_peers, renew_peers, everything]
 
 
-def open_client(cluster: EmbeddedCluster, api_version: ApiVersion) -> RawClient:
-    return RawClient(cluster.url, api_version=api_version, config=RawConfig(scan_page=7, batch_keys=6))
+@asynccontextmanager
+async def changeable(api_version: ApiVersion) -> AsyncIterator[tuple[EmbeddedCluster, RawClient]]:
+    """Yield a cluster whose Regions live on all of its stores, and a client that takes small steps."""
+    config = RawConfig(scan_page=7, batch_keys=6)
+    async with (
+        EmbeddedCluster(api_version=api_version, split_keys=SPLITS, stores=4, max_peer_count=4) as cluster,
+        RawClient(cluster.url, api_version=api_version, config=config) as client,
+    ):
+        yield cluster, client
 
 
-@pytest.mark.parametrize("change", CHANGES, **by_name)
-@pytest.mark.parametrize("operation", [*READS, *WRITES], **by_name)
+@pytest.mark.parametrize("change", CHANGES, ids=named)
+@pytest.mark.parametrize("operation", [*READS, *WRITES], ids=named)
 @pytest.mark.parametrize("api_version", ["v1ttl", "v2"])
 async def test_an_operation_follows_what_changed_since_regions_were_cached(
     api_version: ApiVersion, operation: Operation, change: Change
 ) -> None:
     pairs = {key: b"value of " + key for key in KEYS}
-    async with EmbeddedCluster(api_version=api_version, split_keys=SPLITS, stores=4, max_peer_count=4) as cluster:
-        async with open_client(cluster, api_version) as client:
-            await client.batch_put(pairs)
-            await scan(client, pairs)
-            change(cluster)
+    async with changeable(api_version) as (cluster, client):
+        await client.batch_put(pairs)
+        await scan(client, pairs)
+        change(cluster)
 
-            await operation(client, pairs)
+        await operation(client, pairs)
 
 
-@pytest.mark.parametrize("operation", WRITES, **by_name)
+@pytest.mark.parametrize("operation", WRITES, ids=named)
 @pytest.mark.parametrize("api_version", ["v1ttl", "v2"])
 async def test_a_write_is_right_while_regions_keep_changing(
     api_version: ApiVersion, operation: Operation, shaken: Callable[..., AbstractAsyncContextManager[Any]]
 ) -> None:
     pairs = {key: b"value of " + key for key in KEYS}
-    async with EmbeddedCluster(api_version=api_version, split_keys=SPLITS) as cluster:
-        async with open_client(cluster, api_version) as client, shaken(cluster, KEYS, seed=5) as shaker:
-            await client.batch_put(pairs)
-            rounds, until = 0, anyio.current_time() + SHAKING
-            while anyio.current_time() < until:
-                await operation(client, pairs)
-                rounds += 1
+    async with changeable(api_version) as (cluster, client), shaken(cluster, KEYS, seed=5) as shaker:
+        await client.batch_put(pairs)
+        rounds, until = 0, anyio.current_time() + SHAKING
+        while anyio.current_time() < until:
+            await operation(client, pairs)
+            rounds += 1
 
     assert rounds > 2
     assert shaker.changes > 50
@@ -205,12 +210,11 @@ async def test_reads_are_right_while_regions_keep_changing(
             await operation(client, pairs)
             rounds[operation] += 1
 
-    async with EmbeddedCluster(api_version=api_version, split_keys=SPLITS) as cluster:
-        async with open_client(cluster, api_version) as client, shaken(cluster, KEYS, seed=6):
-            await client.batch_put(pairs)
-            async with anyio.create_task_group() as tasks:
-                for operation in READS:
-                    tasks.start_soon(keep_reading, operation, anyio.current_time() + 3 * SHAKING)
+    async with changeable(api_version) as (cluster, client), shaken(cluster, KEYS, seed=6):
+        await client.batch_put(pairs)
+        async with anyio.create_task_group() as tasks:
+            for operation in READS:
+                tasks.start_soon(keep_reading, operation, anyio.current_time() + 3 * SHAKING)
 
     assert min(rounds.values()) > 2
 
@@ -230,13 +234,12 @@ async def test_increments_by_many_tasks_are_all_counted(
                 result = await client.compare_and_swap(b"20", expected, value)
                 swapped, expected = result.swapped, result.previous
 
-    async with EmbeddedCluster(api_version=api_version, split_keys=SPLITS) as cluster:
-        async with open_client(cluster, api_version) as client, shaken(cluster, KEYS, seed=7):
-            async with anyio.create_task_group() as tasks:
-                for _ in range(tasks_count):
-                    tasks.start_soon(increment)
+    async with changeable(api_version) as (cluster, client), shaken(cluster, KEYS, seed=7):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(tasks_count):
+                tasks.start_soon(increment)
 
-            assert await client.get(b"20") == b"%d" % (tasks_count * increments)
+        assert await client.get(b"20") == b"%d" % (tasks_count * increments)
 
 
 async def test_equal_data_has_an_equal_checksum_however_it_is_split() -> None:

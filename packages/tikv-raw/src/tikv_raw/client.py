@@ -34,6 +34,7 @@ from tikv_raw._arguments import (
     as_keys,
     as_pairs,
     check_cf,
+    check_has_ttl,
     check_limit,
     check_timeout,
     check_ttl,
@@ -91,7 +92,8 @@ class RawClient:
 
     Keys and values are bytes-like; ranges are half-open, an empty end is unbounded. Every call takes a `timeout` in
     seconds that covers all its retries. Regions that split, merge or move their leader are followed without the
-    caller's notice.
+    caller's notice. Stores do not order plain writes with `compare_and_swap`, nor the writes of one key by several
+    tasks: see `RawConfig.atomic`.
 
     Args:
         address: PD: `tikv://pd1:2379,pd2:2379`, one `host:port`, or several. A URL may name a keyspace:
@@ -105,14 +107,28 @@ class RawClient:
 
     Raises:
         ConfigError: an argument can never work.
+        TypeError: an argument is of the wrong type.
 
-    Entering `async with` raises PdUnavailable when no PD answers within `config.pd.open_timeout`, ClusterMismatch
-    when the addresses belong to different clusters, KeyspaceNotFound when there is no such enabled keyspace.
+    Entering `async with` may raise:
+        PdUnavailable: no PD answered within `config.pd.open_timeout`, or none of the addresses is a PD.
+        ClusterMismatch: the addresses belong to different clusters.
+        KeyspaceNotFound: there is no such enabled keyspace.
+        ConfigError: the client is open already, or TLS material cannot be read.
 
-    Calls raise TypeError or ConfigError for arguments of a wrong type or value, before anything is sent; ClosedError
-    when the client is not open; DeadlineExceeded when time ran out; RawError when the store refuses; EntryTooLarge
-    when a write exceeds raft's entry limit (8 MiB by default); UndeterminedError when a write may or may not have been
-    applied. All are `TikvError`.
+    Every call may raise:
+        TypeError: an argument is of the wrong type; a `str` must be encoded. Nothing was sent.
+        ConfigError: an argument can never work. Nothing was sent.
+        ClosedError: the client is not open, or was closed meanwhile.
+        DeadlineExceeded: time ran out; a write had no effect.
+        RawError: a store refused, for example because the client's API version is not the cluster's.
+        CodecError: the cluster does not speak the client's API version.
+        PdError, ClusterMismatch, RpcError: PD or a store refused for good.
+
+    Every write may also raise:
+        UndeterminedError: the write, or a part of it, may or may not have been applied.
+        EntryTooLarge: it exceeds raft's entry limit, 8 MiB by default.
+
+    Cancelling a read leaves nothing behind. A write that is cancelled may or may not take effect.
 
     Source: client-go rawkv.Client.
     """
@@ -129,34 +145,39 @@ class RawClient:
         transport: Transport | None = None,
     ) -> None:
         parsed = parse_address(address)
+        if keyspace is not None and not isinstance(keyspace, str):
+            raise TypeError(f"keyspace must be a str, not {type(keyspace).__name__}")
         if keyspace is not None and parsed.keyspace is not None and keyspace != parsed.keyspace:
             raise ConfigError(f"the address names keyspace {parsed.keyspace!r}, the argument {keyspace!r}")
         self._keyspace = keyspace if keyspace is not None else parsed.keyspace
-        self._api_version: ApiVersion = api_version or ("v2" if self._keyspace is not None else "v1")
-        if self._api_version not in {"v1", "v1ttl", "v2"}:
+        if api_version is None:
+            api_version = "v1" if self._keyspace is None else "v2"
+        if api_version not in {"v1", "v1ttl", "v2"}:
             raise ConfigError(f"unknown api_version {api_version!r}; known are 'v1', 'v1ttl' and 'v2'")
-        if self._keyspace is not None and self._api_version != "v2":
-            raise ConfigError(f"a keyspace needs api_version='v2', not {self._api_version!r}")
-        self._cf = cf
-        self._cf_on_wire = check_cf(cf, several=self._api_version != "v2")
+        if self._keyspace is not None and api_version != "v2":
+            raise ConfigError(f"a keyspace needs api_version='v2', not {api_version!r}")
+        self._is_v2 = api_version == "v2"
+        self._has_ttl = api_version != "v1"
+        self._cf = check_cf(cf, several=not self._is_v2)
         self._endpoints = parsed.endpoints
         self._config = config if config is not None else RawConfig()
         self._security = security
         self._transport = transport
+        self._is_taken = False
         self._stack: AsyncExitStack | None = None
         self._opened: _Opened | None = None
 
     async def __aenter__(self) -> Self:
-        if self._stack is not None:
+        if self._is_taken:
             raise ConfigError("this RawClient is open already; share it, or make another")
-        async with AsyncExitStack() as stack:
-            transport = self._transport if self._transport is not None else _grpc(self._security)
-            pd = await stack.enter_async_context(PdClient(self._endpoints, config=self._config.pd, transport=transport))
-            codec = await self._codec(pd)
-            cache = RegionCache(pd, codec, config=self._config.region, now=transport.now)
-            rpc = await stack.enter_async_context(RpcClient(cache, codec, pd.cluster_id, transport, self._config.rpc))
-            self._opened = _Opened.over(rpc, RawRequests(codec, self._config.atomic))
-            self._stack = stack.pop_all()
+        self._is_taken = True
+        try:
+            async with AsyncExitStack() as stack:
+                self._opened = await self._open(stack)
+                self._stack = stack.pop_all()
+        except BaseException:
+            self._is_taken = False
+            raise
         return self
 
     async def __aexit__(
@@ -167,20 +188,31 @@ class RawClient:
     async def aclose(self) -> None:
         """Close the client; calls under way fail with ClosedError, or UndeterminedError for a write that was sent.
 
-        Closing twice is fine. Must run in the task that opened the client, as the end of `async with` does.
+        Closing twice is fine, and a closed client may be opened again. Must run in the task that opened the client, as
+        the end of `async with` does.
+
+        Cancellation: the client is closed all the same.
         """
         self._opened = None
         stack, self._stack = self._stack, None
         if stack is not None:
-            await stack.aclose()
+            try:
+                await stack.aclose()
+            finally:
+                self._is_taken = False
 
     async def get(self, key: BytesLike, *, cf: str | None = None, timeout: float | None = None) -> bytes | None:
         """Return the value of `key`, or None when there is none. An empty value is a value.
 
+        Args:
+            key: Any bytes, also none.
+            cf: Column family.
+            timeout: Seconds.
+
         Source: kvrpcpb.RawGetRequest.
         """
         opened = self._opened or self._not_open()
-        key = as_bytes("key", key)
+        key = as_bytes(key, "key")
         call = opened.rpc.call("get", check_timeout(timeout, self._config.timeout))
         response = await opened.get.execute((key, opened.requests.get(key, self._cf_or(cf))), call)
         accept("get", response)
@@ -189,10 +221,17 @@ class RawClient:
     async def batch_get(
         self, keys: Iterable[BytesLike], *, cf: str | None = None, timeout: float | None = None
     ) -> dict[bytes, bytes]:
-        """Return the values of those `keys` that exist, in no given order.
+        """Return the values of those `keys` that exist.
 
-        Any order and duplicates are fine. One request per Region and `RawConfig.batch_keys` keys, several at a time.
-        Not a snapshot: two keys may be read at different times.
+        One request per Region and `RawConfig.batch_keys` keys, `RpcConfig.concurrency` at a time.
+
+        Args:
+            keys: Any order, duplicates allowed, as many as fit in memory with their values; none asks nobody.
+            cf: Column family.
+            timeout: Seconds, for all of them together.
+
+        Returns:
+            key → value for the keys found, in no given order. Not a snapshot: two keys may be read at different times.
 
         Source: kvrpcpb.RawBatchGetRequest.
         """
@@ -200,8 +239,10 @@ class RawClient:
         config = self._config
         work = opened.requests.batch_get(as_keys(keys), self._cf_or(cf), config.batch_keys, config.batch_bytes)
         call = opened.rpc.call("batch_get", check_timeout(timeout, config.timeout))
+        answers = await opened.batch_get.execute(work, call)
         found: dict[bytes, bytes] = {}
-        for _, response in await opened.batch_get.execute(work, call):
+        while answers:  # Each is dropped once its values are copied, so that they are never there twice.
+            _, response = answers.pop()
             found.update(opened.requests.pairs("batch_get", response.pairs))
         return found
 
@@ -217,18 +258,21 @@ class RawClient:
         """Store `value` under `key`, in place of any value and TTL before.
 
         Args:
-            key: At most 8 KiB by the server's default.
+            key: At most 8 KiB by the server's default (`storage.max-key-size`).
             value: May be empty. Key and value together fit raft's entry limit, 8 MiB by default.
-            ttl: Whole seconds after which the key vanishes; None for never. Needs API v1ttl or v2.
+            ttl: Whole seconds after which the key vanishes, at least 1; None for never. Needs API v1ttl or v2.
             cf: Column family.
             timeout: Seconds.
 
-        Cancellation: the write may or may not take effect.
+        Raises:
+            RawError: the key is too long, or the store has no TTL. Nothing was written.
+            EntryTooLarge: the value is too large. Nothing was written.
+
         Source: kvrpcpb.RawPutRequest.
         """
         opened = self._opened or self._not_open()
-        key = as_bytes("key", key)
-        request = opened.requests.put(key, as_bytes("value", value), self._ttl(ttl), self._cf_or(cf))
+        key = as_bytes(key, "key")
+        request = opened.requests.put(key, as_bytes(value, "value"), self._ttl(ttl), self._cf_or(cf))
         call = opened.rpc.call("put", check_timeout(timeout, self._config.timeout))
         accept("put", await opened.put.execute((key, request), call))
 
@@ -240,18 +284,23 @@ class RawClient:
         cf: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Store many pairs.
+        """Store many pairs, in place of any values and TTLs before.
 
-        Not atomic: when it fails, some pairs may have been stored; storing them all again is safe. Of several pairs
-        with one key the last counts.
+        Not atomic: when it fails, or while it runs, some pairs may be stored and others not; storing them all again is
+        safe. One request per Region and `RawConfig.batch_keys` or `batch_bytes`, `RpcConfig.concurrency` at a time.
 
         Args:
-            pairs: A mapping, or (key, value) tuples. Split by Region, `RawConfig.batch_keys` and `batch_bytes`.
-            ttl: Whole seconds after which the keys vanish; None for never.
+            pairs: A mapping, or (key, value) tuples in any order, of which the last for a key counts; none does
+                nothing. Each pair fits raft's entry limit.
+            ttl: Whole seconds after which the keys vanish, at least 1; None for never. Needs API v1ttl or v2.
             cf: Column family.
-            timeout: Seconds.
+            timeout: Seconds, for all of them together.
 
-        Cancellation: any of the pairs may or may not be stored.
+        Raises:
+            DeadlineExceeded: time ran out before anything was stored.
+            UndeterminedError: some pairs may have been stored.
+            RawError, EntryTooLarge: a pair was refused; others may have been stored.
+
         Source: kvrpcpb.RawBatchPutRequest.
         """
         opened = self._opened or self._not_open()
@@ -267,11 +316,15 @@ class RawClient:
     async def delete(self, key: BytesLike, *, cf: str | None = None, timeout: float | None = None) -> None:
         """Remove `key`; a missing one is fine.
 
-        Cancellation: the write may or may not take effect.
+        Args:
+            key: At most 8 KiB by the server's default.
+            cf: Column family.
+            timeout: Seconds.
+
         Source: kvrpcpb.RawDeleteRequest.
         """
         opened = self._opened or self._not_open()
-        key = as_bytes("key", key)
+        key = as_bytes(key, "key")
         call = opened.rpc.call("delete", check_timeout(timeout, self._config.timeout))
         accept("delete", await opened.delete.execute((key, opened.requests.delete(key, self._cf_or(cf))), call))
 
@@ -280,9 +333,19 @@ class RawClient:
     ) -> None:
         """Remove many keys; missing ones are fine.
 
-        Not atomic: when it fails, some keys may have been removed; removing them all again is safe.
+        Not atomic: when it fails, or while it runs, some keys may be removed and others not; removing them all again is
+        safe.
 
-        Cancellation: any of the keys may or may not be removed.
+        Args:
+            keys: Any order, duplicates allowed; none does nothing.
+            cf: Column family.
+            timeout: Seconds, for all of them together.
+
+        Raises:
+            DeadlineExceeded: time ran out before anything was removed.
+            UndeterminedError: some keys may have been removed.
+            RawError: a key was refused; others may have been removed.
+
         Source: kvrpcpb.RawBatchDeleteRequest.
         """
         opened = self._opened or self._not_open()
@@ -303,8 +366,8 @@ class RawClient:
     ) -> None:
         """Remove every key from `start` up to but excluding `end`.
 
-        Not atomic: it goes Region by Region, and when it fails, some keys may have been removed. A range with `start`
-        at or above `end` is empty, and nothing happens.
+        Not atomic: it goes Region by Region, and when it fails, or while it runs, some keys may be removed and others
+        not. A range with `start` at or above `end` is empty, and nothing happens.
 
         Args:
             start: First key to remove.
@@ -315,18 +378,18 @@ class RawClient:
 
         Raises:
             ConfigError: `end` is empty and `everything` is not set.
+            DeadlineExceeded: time ran out before anything was removed.
+            UndeterminedError: some keys may have been removed.
+            RawError: a bound is longer than a key may be; nothing was removed.
 
-        Cancellation: any of the keys may or may not be removed.
         Source: kvrpcpb.RawDeleteRangeRequest.
         """
         opened = self._opened or self._not_open()
-        key_range = KeyRange(as_bytes("start", start), as_bytes("end", end))
+        key_range = KeyRange(as_bytes(start, "start"), as_bytes(end, "end"))
         if not key_range.end and not everything:
             raise ConfigError("delete_range without an end removes every key from start on; pass everything=True")
-        call = opened.rpc.call("delete_range", check_timeout(timeout, self._config.timeout))
-        if key_range.is_empty:
-            return
         work = opened.requests.delete_range(key_range, self._cf_or(cf))
+        call = opened.rpc.call("delete_range", check_timeout(timeout, self._config.timeout))
         for _, response in await opened.delete_range.execute(work, call):
             accept("delete_range", response)
 
@@ -344,29 +407,33 @@ class RawClient:
     ) -> Scan:
         """Return the pairs of a range as a lazy iterator for `async for`.
 
+        Nothing is sent before the first pair is asked for. A page holds `RawConfig.scan_page` pairs of one Region at
+        most, whatever the size of their values; while one is consumed, the next one is on its way.
+
         Args:
-            start: First key, also when `reverse`.
+            start: First key, inclusive, also when `reverse`.
             end: End of the range, exclusive, also when `reverse`; empty for unbounded.
-            prefix: Instead of `start` and `end`: all keys that begin with it.
-            limit: Pairs at most; None for all, 0 for none.
+            prefix: Instead of `start` and `end`: all keys that begin with it, all keys there are when it is empty.
+            limit: Pairs at most, any number; None for all, 0 for none.
             reverse: Descending instead of ascending order of keys.
             key_only: Leave the values out; they come as b"".
             cf: Column family.
             timeout: Seconds that fetching one page may take.
 
         Raises:
-            ConfigError: `prefix` together with `start` or `end`, a negative limit.
+            ConfigError: `prefix` together with `start` or `end`, or a negative limit.
+            ClosedError: the client is not open. The errors of reading come while iterating; see `Scan`.
 
-        Source: kvrpcpb.RawScanRequest; bounds as in client-go Scan, in both directions the same.
+        Source: kvrpcpb.RawScanRequest.
         """
         opened = self._opened or self._not_open()
-        start, end = as_bytes("start", start), as_bytes("end", end)
+        start, end = as_bytes(start, "start"), as_bytes(end, "end")
         if prefix is None:
             key_range = KeyRange(start, end)
         elif start or end:
             raise ConfigError("scan takes either a prefix or start and end, not both")
         else:
-            key_range = prefix_range(as_bytes("prefix", prefix))
+            key_range = prefix_range(as_bytes(prefix, "prefix"))
         limit = check_limit(limit)
         cf_on_wire = self._cf_or(cf)
         page_timeout = check_timeout(timeout, self._config.timeout)
@@ -376,10 +443,18 @@ class RawClient:
             covered, response = await opened.page.execute(work, opened.rpc.call("scan", page_timeout))
             return opened.requests.page(covered, response, rest, page_limit, reverse=reverse)
 
-        return Scan(fetch, opened.rpc.tasks, key_range, limit, self._config.scan_page)
+        return Scan(fetch, opened.rpc, key_range, limit, self._config.scan_page)
 
     async def ttl(self, key: BytesLike, *, cf: str | None = None, timeout: float | None = None) -> int | None:
-        """Return the seconds `key` has left: None when it is missing, 0 when it never expires.
+        """Return the seconds `key` has left.
+
+        Args:
+            key: Any bytes, also none.
+            cf: Column family.
+            timeout: Seconds.
+
+        Returns:
+            Whole seconds; 0 when it never expires, None when it is missing.
 
         Raises:
             ConfigError: the client speaks API v1, which has no TTL.
@@ -387,8 +462,8 @@ class RawClient:
         Source: kvrpcpb.RawGetKeyTTLRequest.
         """
         opened = self._opened or self._not_open()
-        self._ttl(1)
-        key = as_bytes("key", key)
+        check_has_ttl(enabled=self._has_ttl)
+        key = as_bytes(key, "key")
         call = opened.rpc.call("ttl", check_timeout(timeout, self._config.timeout))
         response = await opened.ttl.execute((key, opened.requests.ttl(key, self._cf_or(cf))), call)
         accept("ttl", response)
@@ -410,10 +485,10 @@ class RawClient:
         opened with `RawConfig.atomic`.
 
         Args:
-            key: The key.
+            key: At most 8 KiB by the server's default.
             expected: The value it must hold; None if it must be missing. An empty value is a value.
             value: What to store.
-            ttl: Whole seconds after which the key vanishes; None for never, also if it had a TTL before.
+            ttl: Whole seconds after which the key vanishes, at least 1; None for never, also if it had a TTL before.
             cf: Column family.
             timeout: Seconds.
 
@@ -423,15 +498,14 @@ class RawClient:
         Raises:
             UndeterminedError: an answer was lost; it is not tried again, since the first try may have succeeded.
 
-        Cancellation: the swap may or may not take effect.
         Source: kvrpcpb.RawCASRequest.
         """
         opened = self._opened or self._not_open()
-        key = as_bytes("key", key)
+        key = as_bytes(key, "key")
         request = opened.requests.compare_and_swap(
             key,
-            None if expected is None else as_bytes("expected", expected),
-            as_bytes("value", value),
+            None if expected is None else as_bytes(expected, "expected"),
+            as_bytes(value, "value"),
             self._ttl(ttl),
             self._cf_or(cf),
         )
@@ -445,26 +519,42 @@ class RawClient:
 
         Not a snapshot; equal data gives equal checksums however it is split into Regions.
 
+        Args:
+            start: First key.
+            end: End of the range, exclusive; empty for unbounded.
+            timeout: Seconds.
+
+        Returns:
+            The checksum; all zero for an empty range.
+
         Source: kvrpcpb.RawChecksumRequest.
         """
         opened = self._opened or self._not_open()
-        key_range = KeyRange(as_bytes("start", start), as_bytes("end", end))
+        key_range = KeyRange(as_bytes(start, "start"), as_bytes(end, "end"))
         call = opened.rpc.call("checksum", check_timeout(timeout, self._config.timeout))
-        if key_range.is_empty:
-            return Checksum(0, 0, 0)
         return await opened.checksum.execute(opened.requests.checksum(key_range), call)
 
+    async def _open(self, stack: AsyncExitStack) -> _Opened:
+        transport = self._transport if self._transport is not None else _grpc(self._security)
+        config = self._config
+        pd = PdClient(self._endpoints, config=config.pd, security=self._security, transport=transport)
+        await stack.enter_async_context(pd)
+        codec = await self._codec(pd)
+        cache = RegionCache(pd, codec, config=config.region, now=transport.now)
+        rpc = await stack.enter_async_context(RpcClient(cache, codec, pd.cluster_id, transport, config.rpc))
+        return _Opened.over(rpc, RawRequests(codec, config.atomic))
+
     async def _codec(self, pd: PdClient) -> KeyCodec:
-        if self._api_version != "v2":
+        if not self._is_v2:
             return PlainCodec()
         keyspace = await pd.load_keyspace(self._keyspace or "DEFAULT")
         return KeyspaceCodec(b"r", keyspace.id, keyspace.name)
 
     def _ttl(self, ttl: int | None) -> int:
-        return check_ttl(ttl, enabled=self._api_version != "v1")
+        return check_ttl(ttl, enabled=self._has_ttl)
 
     def _cf_or(self, cf: str | None) -> str:
-        return self._cf_on_wire if cf is None else check_cf(cf, several=self._api_version != "v2")
+        return self._cf if cf is None else check_cf(cf, several=not self._is_v2)
 
     def _not_open(self) -> _Opened:
         raise ClosedError("RawClient")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 from attrs import validators
-from tikv_pd import PdConfig
+from tikv_pd import ConfigError, PdConfig
 from tikv_pd.config import positive
 from tikv_region import RegionConfig
 from tikv_rpc import RpcConfig
 
 ApiVersion: TypeAlias = Literal["v1", "v1ttl", "v2"]
 """The cluster's `storage.api-version`: `v1`, `v1ttl` (V1 with `storage.enable-ttl`) or `v2`."""
+
+
+def _fits_field(_instance: Any, attribute: attrs.Attribute[Any], value: int) -> None:
+    if value >= 1 << 32:
+        raise ConfigError(f"{attribute.name} must be below 2**32, got {value}")
 
 
 @attrs.frozen(kw_only=True)
@@ -30,8 +35,8 @@ class RawConfig:
     """Keys in one batch request at most."""
     batch_bytes: int = attrs.field(default=1 << 20, validator=[validators.instance_of(int), positive])
     """Bytes of keys and values after which a batch request is closed; one larger pair still travels, alone."""
-    scan_page: int = attrs.field(default=1024, validator=[validators.instance_of(int), positive])
-    """Pairs fetched at once by a scan. Client-go's limit for one request is 10,240."""
+    scan_page: int = attrs.field(default=1024, validator=[validators.instance_of(int), positive, _fits_field])
+    """Pairs fetched at once by a scan, below 2**32. Client-go's limit for one request is 10,240."""
     pd: PdConfig = attrs.field(factory=PdConfig)
     """Talking to PD."""
     region: RegionConfig = attrs.field(factory=RegionConfig)

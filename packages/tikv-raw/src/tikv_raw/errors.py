@@ -8,7 +8,10 @@ from tikv_pd import TikvError
 
 @attrs.define(eq=False)
 class RawError(TikvError):
-    """The store refused the request and did nothing, for example because a key is too long or it has no TTL support.
+    """A store refused a request and did nothing, for example because a key is too long or it has no TTL support.
+
+    Of a batch or range, other requests may have been carried out. When the store's words speak of API versions, open
+    the client with the cluster's: `api_version=`.
 
     Source: the `error` field of kvrpcpb's raw responses.
     """

@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-from tikv_pd import TikvError
-from tikv_pd.lowlevel import BackgroundTasks
+from tikv_pd import ClosedError
 from tikv_region import KeyRange
+from tikv_rpc import RpcClient
 
 from tikv_raw._requests import Page
 
@@ -24,13 +24,14 @@ class _Ahead:
         self.scope = anyio.CancelScope()
         self.done = anyio.Event()
         self.page: Page | None = None
-        self.error: TikvError | None = None
+        self.error: Exception | None = None
 
     async def run(self, fetch: Callable[[], Awaitable[Page]]) -> None:
         with self.scope:
             try:
                 self.page = await fetch()
-            except TikvError as error:
+            except Exception as error:
+                # Whatever it is, it concerns whoever iterates, not the client whose task this is.
                 self.error = error
             finally:
                 self.done.set()
@@ -40,34 +41,45 @@ class Scan(AsyncIterator[tuple[bytes, bytes]]):
     """The (key, value) pairs of a range, fetched page by page as they are consumed.
 
     Not a snapshot: a pair written or removed while the scan runs may or may not appear. Pairs come in key order, each
-    key at most once, also when Regions split, merge or move meanwhile. One task iterates at a time.
+    key at most once, also when Regions split, merge or move meanwhile. Several tasks may iterate over one scan: each
+    pair goes to one of them.
 
     Breaking out of the loop leaves nothing behind but at most one page that is fetched and dropped; `aclose`, or
     `async with`, ends that at once, too.
 
+    Raises, while iterating:
+        DeadlineExceeded: a page did not come within the scan's `timeout`. Iterating on tries again from there.
+        ClosedError: the client was closed. Pairs fetched before are still returned.
+        RawError: the store refused.
+
     Cancellation: safe. Iterating on afterwards continues with the pair after the last one returned.
+    Source: kvrpcpb.RawScanRequest.
     """
 
-    def __init__(self, fetch: Fetch, tasks: BackgroundTasks, key_range: KeyRange, limit: int | None, page: int) -> None:
+    def __init__(self, fetch: Fetch, rpc: RpcClient, key_range: KeyRange, limit: int | None, page: int) -> None:
         self._fetch = fetch
-        self._tasks = tasks
+        self._rpc = rpc
         self._rest: KeyRange | None = None if key_range.is_empty else key_range
         self._left = limit
         self._page_size = page
         self._pairs: Iterator[tuple[bytes, bytes]] = iter(())
         self._ahead: _Ahead | None = None
+        self._turning = anyio.Lock(fast_acquire=True)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> tuple[bytes, bytes]:
         while True:
-            for pair in self._pairs:
+            pairs = self._pairs
+            for pair in pairs:
                 return pair
-            await self._turn_page()
+            async with self._turning:
+                if self._pairs is pairs:  # No other task turned the page meanwhile.
+                    await self._turn_page()
 
     async def aclose(self) -> None:
-        """End the scan: nothing is fetched any more, iterating ends."""
+        """End the scan: nothing is fetched any more, iterating ends, also for a task that waits for a pair now."""
         self._rest = None
         self._pairs = iter(())
         if self._ahead is not None:
@@ -84,30 +96,35 @@ class Scan(AsyncIterator[tuple[bytes, bytes]]):
 
     async def _turn_page(self) -> None:
         """Make the next page the one at hand, and have the one after it fetched."""
-        if self._rest is None or self._left == 0:
-            raise StopAsyncIteration
         page = await self._next_page()
-        self._ahead = None
         self._rest = page.rest
         if self._left is not None:
             self._left -= len(page.pairs)
         self._pairs = iter(page.pairs)
         if self._rest is not None and self._left != 0:
             self._ahead = _Ahead()
-            self._tasks.start_soon(self._ahead.run, self._fetcher(self._rest))
+            self._rpc.tasks.start_soon(self._ahead.run, self._fetcher(self._rest))
 
     async def _next_page(self) -> Page:
-        """Return the page fetched ahead, or fetch it; a failed one is fetched again when asked for again."""
+        """Return the page fetched ahead, or fetch it; one that failed is fetched again when asked for again."""
+        page: Page | None = None
         ahead = self._ahead
         if ahead is not None:
             await ahead.done.wait()
-            if ahead.page is not None:
-                return ahead.page
-            self._ahead = None
-            if ahead.error is not None:
-                raise ahead.error
-        assert self._rest is not None
-        return await self._fetcher(self._rest)()
+            page, self._ahead = ahead.page, None
+        if self._rest is None or self._left == 0:
+            raise StopAsyncIteration
+        if self._rpc.closed:
+            raise ClosedError("RawClient")
+        if ahead is not None and ahead.error is not None:
+            raise ahead.error
+        if page is None:
+            page = await self._fetcher(self._rest)()
+            if self._rest is None:
+                raise StopAsyncIteration  # It was closed meanwhile.
+            if self._rpc.closed:
+                raise ClosedError("RawClient")
+        return page
 
     def _fetcher(self, rest: KeyRange) -> Callable[[], Awaitable[Page]]:
         limit = self._page_size if self._left is None else min(self._page_size, self._left)
