@@ -20,6 +20,7 @@ from tikv_embedded.pd_keyspace_service import PdKeyspaceService
 from tikv_embedded.pd_members import PdMember, PdMembers
 from tikv_embedded.pd_service import PdService, PdState
 from tikv_embedded.region import Region, Store
+from tikv_embedded.rpc_handlers import Handler
 from tikv_embedded.tikv_service import TikvService, TikvState
 from tikv_embedded.topology import Topology
 from tikv_embedded.tso import TimestampOracle
@@ -226,13 +227,38 @@ class EmbeddedCluster:
         """
         self._state.pd.members.transfer_leader(f"pd-{member + 1}" if isinstance(member, int) else member)
 
+    async def stop_pd_member(self, index: int) -> None:
+        """Close a PD member's port: connections are refused and calls cut off. If it leads, another one does now.
+
+        Args:
+            index: Which member, by its position in `pd_addresses`; harmless when stopped.
+
+        Raises:
+            TopologyError: there is no such member.
+        """
+        await self._pd_endpoint(index).stop()
+        self._elect_pd_leader()
+
+    async def start_pd_member(self, index: int) -> None:
+        """Open a PD member's port again, the same one; harmless when it runs.
+
+        Raises:
+            TopologyError: there is no such member.
+            PortInUseError: something else took the port meanwhile.
+        """
+        state, endpoint = self._state, self._pd_endpoint(index)
+        if not endpoint.is_running:
+            endpoint.bind()
+            await endpoint.start(_pd_handlers(state.pd, state.pd.members.members[index]))
+            self._elect_pd_leader()
+
     async def stop_store(self, store_id: int, *, elect: bool = True) -> None:
         """Close the store's port: connections are refused and calls cut off. PD goes on to list the store.
 
         Args:
             store_id: Which store; harmless when stopped.
-            elect: Whether the Regions it leads elect another leader at once, where a majority of their peers still
-                runs; otherwise they are without service until it is back.
+            elect: Whether raft's elections happen at once: Regions led there get another leader where a majority of
+                their peers still runs, and Regions without one have no leader. Otherwise leaders stay as they are.
 
         Raises:
             TopologyError: there is no such store.
@@ -271,6 +297,20 @@ class EmbeddedCluster:
         if self._running is None:
             raise ClusterNotRunningError("the cluster does not run")
         return self._running
+
+    def _elect_pd_leader(self) -> None:
+        """Let a member that runs lead PD, as long as there is one."""
+        state = self._state
+        pairs = zip(state.pd.members.members, state.pd_endpoints, strict=True)
+        running = [member for member, endpoint in pairs if endpoint.is_running]
+        if running and state.pd.members.leader not in running:
+            state.pd.members.leader = running[0]
+
+    def _pd_endpoint(self, index: int) -> Endpoint:
+        endpoints = self._state.pd_endpoints
+        if not 0 <= index < len(endpoints):
+            raise TopologyError(f"there is no PD member {index}")
+        return endpoints[index]
 
     def _endpoint(self, store_id: int) -> Endpoint:
         endpoint = self._state.endpoints.get(store_id)
@@ -311,7 +351,7 @@ class EmbeddedCluster:
         )
         pd = PdState(options.mode, topology, oracle, keyspaces, PdMembers(members, members[0]))
         for member, endpoint in zip(members, pd_endpoints, strict=True):
-            await endpoint.start([*PdService(pd, member).handlers(), *PdKeyspaceService(pd, member).handlers()])
+            await endpoint.start(_pd_handlers(pd, member))
         return _Running(engine, topology, pd, pd_endpoints, tikv, services, endpoints)
 
 
@@ -321,6 +361,11 @@ def _publish(topology: Topology, store_id: int, endpoint: Endpoint) -> Store:
     store = attrs.evolve(known, address=endpoint.address, start_timestamp=int(time.time()))
     topology.put_store(store)
     return store
+
+
+def _pd_handlers(pd: PdState, member: PdMember) -> list[Handler]:
+    """Return what one PD member answers."""
+    return [*PdService(pd, member).handlers(), *PdKeyspaceService(pd, member).handlers()]
 
 
 async def _close(engine: Engine, endpoints: Iterable[Endpoint]) -> None:
