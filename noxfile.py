@@ -35,6 +35,7 @@ TEST = [
     "pytest-timeout>=2.4,<3",
     "pytest-xdist>=3.8,<4",
     "anyio[trio]>=4.11,<5",
+    "trustme>=1.2,<2",
     "hypothesis>=6.150,<7",
 ]
 # What formats, lints and judges is pinned: a new version may find something new in old code.

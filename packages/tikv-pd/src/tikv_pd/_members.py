@@ -31,6 +31,11 @@ from tikv_pd.lowlevel import Connection, Transport
 
 MEMBERS_TIMEOUT: Final = 1.0
 """Seconds one GetMembers may take. Source: pd client, memberTimeout."""
+TLS_HINT: Final = (
+    "Does PD serve TLS at this address, does ca_path hold the authority of its certificate, which must name the host "
+    "(or server_name), and does PD trust that of the client's?"
+)
+"""What to look at when PD is not found over TLS: gRPC's words about a failed handshake differ from case to case."""
 
 
 @attrs.frozen
@@ -197,6 +202,8 @@ class Members:
             error = search.outcome()
             if error is None:
                 return
+            if isinstance(error, PdUnavailable) and self._tls:
+                error = PdUnavailable(error.failures, TLS_HINT)
             if isinstance(error, ClusterMismatch) or search.is_hopeless():
                 raise error
             try:

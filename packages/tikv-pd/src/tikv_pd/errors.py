@@ -135,10 +135,12 @@ class PdUnavailable(TikvError):
 
     failures: tuple[tuple[str, str], ...]
     """(address, why) for each member tried."""
+    hint: str = "Is the address a PD client URL and PD running?"
+    """What to look at first."""
 
     def __str__(self) -> str:
         tried = "; ".join(f"{address}: {why}" for address, why in self.failures)
-        return f"no PD member could be reached ({tried}). Is the address a PD client URL and PD running?"
+        return f"no PD member could be reached ({tried}). {self.hint}"
 
 
 @attrs.define(eq=False)

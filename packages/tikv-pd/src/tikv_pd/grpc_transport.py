@@ -21,6 +21,7 @@ import grpc.aio
 from google.protobuf.message import Message
 from tikv_proto.services import Rpc
 
+from tikv_pd._tls import MaterialOnDisk
 from tikv_pd.config import SecurityConfig
 from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import Metadata, Req, Resp, Waiter
@@ -39,27 +40,27 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 )
 
 
+_SETTLED: Final = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.SHUTDOWN)
+"""A connected channel needs no handshake, a closed one gets none."""
+
+
 class GrpcTransport:
     """Connections over grpc.aio.
 
     Args:
-        security: TLS material; None for plain text.
+        security: TLS material; None for plain text. Its files are read again for each new connection, and when one
+            is used that is not connected: replace them by renaming, and no restart is needed.
+
+    Raises:
+        ConfigError: the TLS material cannot be used.
     """
 
     def __init__(self, security: SecurityConfig | None = None) -> None:
-        self._security = security
+        self._material = MaterialOnDisk(security) if security is not None else None
 
     def connect(self, address: str, *, channel: int = 0) -> GrpcConnection:
         """Return a connection to `address`. Nothing is dialed before its first use."""
-        # gRPC merges channels with equal arguments into one socket; the extra argument keeps them apart.
-        options = [*_OPTIONS, ("tikv.channel", channel)]
-        if self._security is None:
-            return GrpcConnection(address, grpc.aio.insecure_channel(address, options=options))
-        if self._security.server_name is not None:
-            options.append(("grpc.ssl_target_name_override", self._security.server_name))  # type: ignore[arg-type]  # options are int or str
-        ca, cert, key = self._security.load()
-        credentials = grpc.ssl_channel_credentials(ca, key, cert)
-        return GrpcConnection(address, grpc.aio.secure_channel(address, credentials, options=options))
+        return GrpcConnection(address, channel, self._material)
 
     def now(self) -> float:
         """Return the clock that asyncio's timers follow."""
@@ -71,11 +72,16 @@ class GrpcTransport:
 
 
 class GrpcConnection:
-    """One channel. Callables are made once per RPC: making one costs more than using it."""
+    """One channel at a time. Callables are made once per RPC: making one costs more than using it."""
 
-    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+    def __init__(self, address: str, number: int, material: MaterialOnDisk | None) -> None:
         self._address = address
-        self._channel = channel
+        # gRPC merges channels with equal arguments into one socket; the extra argument keeps them apart.
+        self._options: list[tuple[str, Any]] = [*_OPTIONS, ("tikv.channel", number)]
+        self._on_disk = material
+        self._material = material.current() if material is not None else None
+        self._channel = self._dial()
+        self._outdated: list[grpc.aio.Channel] = []
         self._unary: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
 
     @property
@@ -83,8 +89,35 @@ class GrpcConnection:
         """Where it leads."""
         return self._address
 
+    def _dial(self) -> grpc.aio.Channel:
+        if self._on_disk is None or self._material is None:
+            return grpc.aio.insecure_channel(self._address, options=self._options)
+        options, name = self._options, self._on_disk.security.server_name
+        if name is not None:
+            options = [*options, ("grpc.ssl_target_name_override", name)]
+        credentials = grpc.ssl_channel_credentials(self._material.ca, self._material.key, self._material.cert)
+        return grpc.aio.secure_channel(self._address, credentials, options=options)
+
+    def _follow_rotation(self) -> None:
+        """Change over to a new channel if this one is not connected and there is newer TLS material."""
+        if self._on_disk is None or self._channel.get_state() in _SETTLED:
+            return
+        material = self._on_disk.current()
+        if material != self._material:
+            self._material = material
+            self._outdated.append(self._channel)
+            self._channel = self._dial()
+            self._unary.clear()
+
+    async def _close_outdated(self) -> None:
+        while self._outdated:
+            with anyio.CancelScope(shield=True):
+                await self._outdated.pop().close()
+
     async def ready(self, *, timeout: float) -> None:
         """Wait until connected."""
+        self._follow_rotation()
+        await self._close_outdated()
         with anyio.move_on_after(timeout):
             while True:
                 state = self._channel.get_state(try_to_connect=True)
@@ -108,6 +141,8 @@ class GrpcConnection:
         self, rpc: Rpc[Req, Resp], request: Req | bytes, *, timeout: float, metadata: Metadata = ()
     ) -> Resp:
         """Send one request and return its response."""
+        self._follow_rotation()
+        await self._close_outdated()
         method = self._unary.get(rpc.path)
         if method is None:
             method = self._unary[rpc.path] = self._channel.unary_unary(
@@ -128,6 +163,7 @@ class GrpcConnection:
 
     def stream(self, rpc: Rpc[Req, Resp], *, metadata: Metadata = ()) -> GrpcStream[Req, Resp]:
         """Open a bidirectional stream."""
+        self._follow_rotation()
         with _translated(self._address, rpc.name):
             call = self._channel.stream_stream(
                 rpc.path,
@@ -138,6 +174,7 @@ class GrpcConnection:
 
     async def aclose(self) -> None:
         """Close the channel; calls under way fail."""
+        await self._close_outdated()
         await self._channel.close()
 
 
