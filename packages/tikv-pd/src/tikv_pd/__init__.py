@@ -17,6 +17,7 @@ from tikv_pd.client import (
 from tikv_pd.config import (
     Address as Address,
     ClusterAddress as ClusterAddress,
+    HostMapping as HostMapping,
     PdConfig as PdConfig,
     SecurityConfig as SecurityConfig,
     parse_address as parse_address,

@@ -19,7 +19,7 @@ from tikv_pd.backoff import Backoffer
 from tikv_pd.config import Address, PdConfig, SecurityConfig, parse_address
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError, RpcError, TikvError
-from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes
+from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
 from tikv_pd.timestamp import Timestamp
 from tikv_pd.topology import Keyspace, Region, Store
 from tikv_pd.tso import Tso
@@ -93,6 +93,7 @@ class PdClient:
             raise ClosedError("PdClient", "was opened before; make a new one")
         self._was_opened = True
         transport = self._transport if self._transport is not None else _grpc(self._security)
+        transport = map_hosts(transport, self._config.host_mapping)
         members = Members(self._seeds, transport, self._config, tls=self._security is not None)
         try:
             await members.discover()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
@@ -14,6 +14,9 @@ from tikv_pd.errors import ConfigError
 
 Address: TypeAlias = str | Iterable[str]
 """`tikv://pd1:2379,pd2:2379?keyspaceName=…`, one `host:port`, or several of those."""
+
+HostMapping: TypeAlias = Mapping[str, str] | Callable[[str], str]
+"""Where to dial a server that advertises an address, `host:port` both: a mapping, or a function of the address."""
 
 
 @attrs.frozen
@@ -120,6 +123,11 @@ def positive(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> N
         raise ConfigError(f"{attribute.name} must be above 0, got {value!r}")
 
 
+def _mapping_or_callable(_instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not (isinstance(value, Mapping) or callable(value)):
+        raise TypeError(f"{attribute.name} must be a mapping or a function of addresses, not {type(value).__name__}")
+
+
 @attrs.frozen(kw_only=True)
 class PdConfig:
     """How to talk to PD."""
@@ -136,3 +144,10 @@ class PdConfig:
     """Timestamps asked for in one message at most. Source: pd client, defaultMaxTSOBatchSize."""
     caller_component: str = "tikv-sdk-python"
     """Name that PD logs and counts requests under."""
+    host_mapping: HostMapping | None = attrs.field(
+        default=None, hash=False, validator=validators.optional(_mapping_or_callable)
+    )
+    """Where to dial members that advertise an address that cannot be reached from here; None dials as advertised.
+
+    Over TLS a certificate must name the host dialed, or `SecurityConfig.server_name`.
+    """

@@ -15,6 +15,8 @@ import anyio.abc
 from google.protobuf.message import Message
 from tikv_proto.services import Rpc
 
+from tikv_pd.config import HostMapping
+
 Metadata: TypeAlias = Sequence[tuple[str, str]]
 """Key-value pairs sent along with an RPC."""
 
@@ -115,6 +117,46 @@ class Transport(Protocol):
     def waiter(self) -> Waiter[Any]:
         """Return a new, unset waiter for the running event loop."""
         ...
+
+
+class MappedTransport:
+    """A transport that dials other addresses than servers advertise, as behind Docker or NAT.
+
+    Args:
+        inner: What to connect with.
+        mapping: Advertised `host:port` → `host:port` to dial, as a mapping, in which addresses that are dialed as they
+            are may be missing, or as a function.
+    """
+
+    def __init__(self, inner: Transport, mapping: HostMapping) -> None:
+        self.inner = inner
+        """What it connects with."""
+        self.mapping = mapping
+        """Where it leads."""
+
+    def connect(self, address: str, *, channel: int = 0) -> Connection:
+        """Return a connection to what `address` is mapped to; that is also the address in its errors."""
+        mapping = self.mapping
+        target = mapping(address) if callable(mapping) else mapping.get(address, address)
+        return self.inner.connect(target, channel=channel)
+
+    def now(self) -> float:
+        """Return the inner transport's clock."""
+        return self.inner.now()
+
+    def waiter(self) -> Waiter[Any]:
+        """Return a waiter of the inner transport."""
+        return self.inner.waiter()
+
+
+def map_hosts(transport: Transport, mapping: HostMapping | None) -> Transport:
+    """Return a transport that follows `mapping`: the same one when there is none, or it does already.
+
+    For every layer that makes connections: what a layer below wraps as well is mapped once.
+    """
+    if mapping is None or (isinstance(transport, MappedTransport) and transport.mapping is mapping):
+        return transport
+    return MappedTransport(transport, mapping)
 
 
 class BackgroundTasks:
