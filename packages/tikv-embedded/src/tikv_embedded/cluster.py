@@ -40,7 +40,7 @@ class _Running:
 
 
 _GRACE = 0.05
-"""Seconds that calls under way get when the cluster is closed; a client that is gone by then sees no broken connection."""
+"""Seconds that calls under way get when the cluster is closed; a client gone by then sees no broken connection."""
 
 
 class EmbeddedCluster:
@@ -223,9 +223,16 @@ class EmbeddedCluster:
         """Let another PD member lead: its index in `pd_addresses`, or its name (`pd-1` and so on).
 
         Raises:
-            TopologyError: there is no such member.
+            TopologyError: there is no such member, or it does not run.
         """
-        self._state.pd.members.transfer_leader(f"pd-{member + 1}" if isinstance(member, int) else member)
+        state = self._state
+        names = [each.name for each in state.pd.members.members]
+        index = names.index(member) if member in names else member
+        if not isinstance(index, int):
+            raise TopologyError(f"there is no PD member {member!r}")
+        if not self._pd_endpoint(index).is_running:
+            raise TopologyError(f"PD member {member!r} does not run, so it cannot lead")
+        state.pd.members.leader = state.pd.members.members[index]
 
     async def stop_pd_member(self, index: int) -> None:
         """Close a PD member's port: connections are refused and calls cut off. If it leads, another one does now.

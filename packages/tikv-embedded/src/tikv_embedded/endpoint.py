@@ -20,6 +20,9 @@ _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     # Otherwise two servers share a port silently, and each gets some of the connections.
     ("grpc.so_reuseport", 0),
+    # Clients of TiKV ping every few seconds, idle ones too; gRPC would cut them off for pinging too much.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
 )
 
 

@@ -11,7 +11,6 @@ import attrs
 import grpc
 from tikv_proto import pdpb
 
-from tikv_embedded.errors import TopologyError
 from tikv_embedded.meta import TIKV_VERSION
 
 FORWARDED_HOST = "pd-forwarded-host"
@@ -55,14 +54,6 @@ class PdMembers:
     members: tuple[PdMember, ...]
     """In order of their names; fixed while the cluster runs."""
     leader: PdMember
-
-    def transfer_leader(self, name: str) -> None:
-        """Let the member of that name lead; TopologyError when there is none."""
-        for member in self.members:
-            if member.name == name:
-                self.leader = member
-                return
-        raise TopologyError(f"there is no PD member {name!r}")
 
     def admit(
         self,

@@ -7,12 +7,14 @@ Source: TiKV server/service/kv.rs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import attrs
 import grpc
+import grpc.aio
 from tikv_proto import errorpb, kvrpcpb, tikvpb
 from tikv_proto.services import Rpc, Tikv, all_rpcs
 
@@ -182,5 +184,7 @@ class _BatchStream:
             group.health_feedback.CopyFrom(self._health.report())
         group.transport_layer_load = self._load.percent
         group.tikv_send_time_ns = time.time_ns()
-        async with self._sending:
-            await self._context.write(group)
+        # A client that is gone needs no answer; gRPC ends this stream's task when it has noticed.
+        with contextlib.suppress(grpc.aio.BaseError):
+            async with self._sending:
+                await self._context.write(group)

@@ -166,6 +166,34 @@ async def test_an_address_of_another_machine_is_refused() -> None:
         await EmbeddedCluster(host="192.0.2.1").start()
 
 
+# PD members.
+
+
+async def test_the_next_pd_member_leads_when_the_leader_stops(client: BareClient) -> None:
+    async with EmbeddedCluster(pd_members=3) as cluster:
+        first, second, _ = cluster.pd_addresses
+
+        await cluster.stop_pd_member(0)
+        members = await client.call(second, PD.GetMembers, pdpb.GetMembersRequest())
+        await cluster.start_pd_member(0)
+        back = await client.call(first, PD.GetMembers, pdpb.GetMembersRequest())
+
+        assert members.leader.client_urls == [f"http://{second}"]
+        assert back.leader == members.leader
+
+
+async def test_a_stopped_pd_member_refuses_connections_and_cannot_lead() -> None:
+    async with EmbeddedCluster(pd_members=3) as cluster:
+        await cluster.stop_pd_member(2)
+        await cluster.stop_pd_member(2)
+
+        assert is_refused(cluster.pd_addresses[2])
+        with pytest.raises(TopologyError, match="does not run"):
+            cluster.transfer_pd_leader(2)
+        with pytest.raises(TopologyError, match="no PD member"):
+            await cluster.stop_pd_member(3)
+
+
 # Durability.
 
 

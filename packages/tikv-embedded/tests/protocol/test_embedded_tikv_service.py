@@ -96,6 +96,21 @@ async def test_a_client_that_is_done_still_gets_what_waits(stream: Stream) -> No
     assert (await stream.call.status())[0] is grpc.StatusCode.OK
 
 
+async def test_a_client_that_goes_away_leaves_no_error_behind(
+    cluster: EmbeddedCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    for delay_time in range(10, 40, 3):
+        async with BareClient() as client:
+            streams = [Stream(cluster, client) for _ in range(5)]
+            for stream in streams:
+                await stream.send({n: empty(delay_time) for n in range(20)})
+            await streams[0].receive(1)
+    async with BareClient() as client:
+        await Stream(cluster, client).send({1: empty(0)})
+
+    assert not caplog.records
+
+
 async def test_messages_say_how_the_store_is_once_a_second_and_when_asked(
     cluster: EmbeddedCluster, stream: Stream
 ) -> None:

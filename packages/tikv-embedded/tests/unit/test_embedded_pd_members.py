@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from tikv_embedded.errors import TopologyError
 from tikv_embedded.pd_members import ALLOW_FOLLOWER, FORWARDED_HOST, PdMember, PdMembers, Refusal
 
 ONE, TWO, THREE = (PdMember(number, f"pd-{number}", f"http://127.0.0.1:{number}") for number in (1, 2, 3))
@@ -68,12 +67,3 @@ def test_a_follower_says_that_it_is_none_before_it_looks_at_the_cluster_id(membe
 
     assert isinstance(refusal, Refusal)
     assert refusal.details == "not leader"
-
-
-def test_the_lead_moves_to_a_member_by_name(members: PdMembers) -> None:
-    members.transfer_leader("pd-3")
-
-    assert members.leader == THREE
-    assert isinstance(admit(members, ONE), Refusal)
-    with pytest.raises(TopologyError, match="no PD member"):
-        members.transfer_leader("pd-4")
