@@ -140,8 +140,8 @@ class PdClient:
 
         Source: pdpb.PD.Tso; pd client tso.
         """
-        session = self._open_session()
-        return await session.tso.get(self._deadline(session, "get_ts", timeout))
+        seconds = self._config.operation_timeout if timeout is None else timeout
+        return await self._open_session().tso.ask(None, "get_ts", seconds)
 
     async def get_region(self, key: bytes, *, timeout: float | None = None) -> Region | None:
         """Return the Region that holds `key`; None when PD knows none. Source: pdpb.PD.GetRegion."""

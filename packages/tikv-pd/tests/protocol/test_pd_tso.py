@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -316,3 +317,38 @@ def test_equal_counts_as_fallback(floor: Timestamp, falls_back: bool) -> None:
             first_of(answer, 2, floor.ts)
     else:
         assert first_of(answer, 2, floor.ts) == Timestamp(5, 3)
+
+
+async def test_each_caller_is_told_on_time(client: PdClient, pd: FakePd) -> None:
+    pd.hang(PD.Tso)
+    ended: list[tuple[float, float]] = []
+    started = anyio.current_time()
+
+    async def get(timeout: float) -> None:
+        with pytest.raises(DeadlineExceeded):
+            await client.get_ts(timeout=timeout)
+        ended.append((timeout, anyio.current_time() - started))
+
+    async with anyio.create_task_group() as tasks:
+        for timeout in (0.3, 0.1, 0.2, 0.1):
+            tasks.start_soon(get, timeout)
+
+    assert [timeout for timeout, _ in ended] == [0.1, 0.1, 0.2, 0.3]
+    assert all(0 <= took - timeout < 0.09 for timeout, took in ended)
+
+
+async def test_an_endless_timeout_is_none(client: PdClient, pd: FakePd) -> None:
+    pd.refuse(PD.Tso, times=1)
+
+    assert (await client.get_ts(timeout=math.inf)).logical == 1
+
+
+async def test_callers_that_went_away_do_not_pile_up_while_pd_is_down(client: PdClient, pd: FakePd) -> None:
+    pd.stop()
+
+    for _ in range(20):
+        with anyio.move_on_after(0.01):
+            await burst(client, 50)
+
+    assert client._session is not None
+    assert len(client._session.tso._waiting) < 200
