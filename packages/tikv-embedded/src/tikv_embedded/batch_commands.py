@@ -97,7 +97,10 @@ def answer_message(
 
 
 def refuse(response: Any, command: str) -> None:
-    """Fill the response of a command that this store does not serve: its error, whichever form that has."""
+    """Fill the response of a command that this store does not serve: its error, whichever form that has.
+
+    BroadcastTxnStatus has none, and may be ignored.
+    """
     text = f"{command} is not served by the embedded cluster"
     fields = response.DESCRIPTOR.fields_by_name
     if "error" in fields and fields["error"].message_type is None:
@@ -106,8 +109,8 @@ def refuse(response: Any, command: str) -> None:
         response.error.abort = text
     elif "errors" in fields:
         response.errors.add().abort = text
-    else:
-        response.region_error.message = text
+    elif "other_error" in fields:
+        response.other_error = text
 
 
 def _answer_empty(answers: BatchAnswers, request_id: int, empty: tikvpb.BatchCommandsEmptyRequest) -> None:

@@ -40,6 +40,6 @@ class CpuLoad:
     def refresh(self, now: float) -> None:
         """Measure again, over the time since the last call; `now` is `time.monotonic()`."""
         cpu = time.process_time()
-        if now > self._wall:
-            self.percent = round(100 * (cpu - self._cpu) / (now - self._wall))
+        # Two measurements may fall on one tick of the clock.
+        self.percent = round(100 * (cpu - self._cpu) / max(now - self._wall, 1e-3))
         self._wall, self._cpu = now, cpu

@@ -15,7 +15,7 @@ from tikv_embedded.errors import TopologyError
 from tikv_embedded.region import Peer, Region, Store
 
 ID_STEP = 1000
-"""Ids are persisted this many ahead, so an id is never given twice and seldom costs a write (PD: allocStep)."""
+"""How many ids are persisted ahead (PD: allocStep)."""
 
 
 class Topology:
@@ -67,20 +67,17 @@ class Topology:
         position = bisect_left(self._starts, start_key)
         return [self.regions[region_id] for region_id in reversed(self._ids[max(0, position - limit) : position])]
 
-    def allocate_ids(self, count: int, batch: WriteBatch | None = None) -> range:
+    def allocate_ids(self, count: int) -> range:
         """Return `count` fresh ids in a row; stores, Regions and peers share one sequence.
 
-        Args:
-            count: How many.
-            batch: Takes the new high-water mark along; without it the mark is written at once, when it moved.
+        Ids are persisted `ID_STEP` ahead, so few calls write, and an id is never given twice.
         """
         ids = range(self._next_id, self._next_id + count)
         if ids.stop > self._persisted_id:
-            own = batch if batch is not None else WriteBatch()
-            self._persisted_id = ids.start + max(count, ID_STEP)
-            meta.put_next_id(own, self._persisted_id)
-            if batch is None:
-                self._engine.write(own)
+            persisted, batch = ids.start + max(count, ID_STEP), WriteBatch()
+            meta.put_next_id(batch, persisted)
+            self._engine.write(batch)
+            self._persisted_id = persisted
         self._next_id = ids.stop
         return ids
 
@@ -94,10 +91,8 @@ class Topology:
             owner = self.find(key)
             if key != owner.start_key:
                 grouped.setdefault(owner.id, []).append(key)
-        batch, pieces = WriteBatch(), list[Region]()
-        for region_id, cuts in grouped.items():
-            pieces += self._cut(self.regions[region_id], cuts, batch)
-        self._commit(batch, pieces)
+        pieces = [piece for region_id, cuts in grouped.items() for piece in self._cut(self.regions[region_id], cuts)]
+        self._commit(pieces)
         return pieces
 
     def merge(self, source_id: int, target_id: int) -> Region:
@@ -115,11 +110,9 @@ class Topology:
         self, region_id: int, store_id: int, *, is_learner: bool, is_witness: bool, is_pending: bool
     ) -> Region:
         """Add a replica of the Region on that store, and return the Region."""
-        current, store, batch = self.region(region_id), self.store(store_id), WriteBatch()
-        (peer_id,) = self.allocate_ids(1, batch)
-        grown = region.add_peer(current, Peer(peer_id, store.id, is_learner, is_witness, is_pending))
-        self._commit(batch, [grown])
-        return grown
+        current, store = self.region(region_id), self.store(store_id)
+        (peer_id,) = self.allocate_ids(1)
+        return self._replace(region.add_peer(current, Peer(peer_id, store.id, is_learner, is_witness, is_pending)))
 
     def remove_peer(self, region_id: int, store_id: int) -> Region:
         """Remove the Region's replica from that store, and return the Region; a leader hands over first."""
@@ -149,7 +142,7 @@ class Topology:
         A Region whose voters are not in their majority on running stores is left without a leader.
         """
         changed = [elected for current in self.regions.values() if (elected := self._election(current)) != current]
-        self._commit(WriteBatch(), changed)
+        self._commit(changed)
 
     def region(self, region_id: int) -> Region:
         """Return the Region of that id; TopologyError when there is none."""
@@ -172,7 +165,7 @@ class Topology:
             if current.leader is not None:
                 load[current.leader.store_id] += 1
         changed = []
-        for current in filter(None, map(self.regions.get, region_ids)):
+        for current in filter(None, map(self.regions.get, dict.fromkeys(region_ids))):
             able = [peer for peer in current.peers if peer.can_lead and self._running(peer.store_id)]
             if current.leader is None or not able:
                 continue
@@ -181,11 +174,11 @@ class Topology:
                 load[current.leader.store_id] -= 1
                 load[best.store_id] += 1
                 changed.append(region.transfer_leader(current, best.store_id))
-        self._commit(WriteBatch(), changed)
+        self._commit(changed)
 
-    def _cut(self, current: Region, keys: Sequence[bytes], batch: WriteBatch) -> list[Region]:
+    def _cut(self, current: Region, keys: Sequence[bytes]) -> list[Region]:
         """Allocate ids and compute the pieces."""
-        ids = iter(self.allocate_ids(len(keys) * (1 + len(current.peers)), batch))
+        ids = iter(self.allocate_ids(len(keys) * (1 + len(current.peers))))
         return region.split(current, keys, [(next(ids), [next(ids) for _ in current.peers]) for _ in keys])
 
     def _election(self, current: Region) -> Region:
@@ -202,11 +195,12 @@ class Topology:
         return region.transfer_leader(current, candidate.store_id)
 
     def _replace(self, changed: Region, removed: Sequence[int] = ()) -> Region:
-        self._commit(WriteBatch(), [changed], removed)
+        self._commit([changed], removed)
         return changed
 
-    def _commit(self, batch: WriteBatch, changed: Sequence[Region], removed: Sequence[int] = ()) -> None:
+    def _commit(self, changed: Sequence[Region], removed: Sequence[int] = ()) -> None:
         """Write, then show: a write that fails changes nothing in memory."""
+        batch = WriteBatch()
         for current in changed:
             meta.put_region(batch, current)
         for region_id in removed:

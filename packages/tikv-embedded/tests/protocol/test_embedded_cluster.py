@@ -192,6 +192,8 @@ async def test_a_stopped_pd_member_refuses_connections_and_cannot_lead() -> None
             cluster.transfer_pd_leader(2)
         with pytest.raises(TopologyError, match="no PD member"):
             await cluster.stop_pd_member(3)
+        with pytest.raises(TopologyError, match="no PD member"):
+            cluster.transfer_pd_leader("pd-4")
 
 
 # Durability.

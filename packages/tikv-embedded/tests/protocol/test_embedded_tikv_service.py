@@ -130,7 +130,9 @@ async def test_messages_say_how_the_store_is_once_a_second_and_when_asked(
 async def test_a_request_for_another_cluster_ends_the_whole_stream(cluster: EmbeddedCluster, stream: Stream) -> None:
     lost = context(cluster, cluster_id=1)
 
-    await stream.send({1: empty(60_000), 2: Request(RawGet=kvrpcpb.RawGetRequest(context=lost, key=b"a"))})
+    await stream.send({1: empty(60_000), 2: empty(0)})
+    await stream.receive(1)
+    await stream.send({3: Request(RawGet=kvrpcpb.RawGetRequest(context=lost, key=b"a"))})
 
     assert (await stream.call.status())[0] is grpc.StatusCode.INVALID_ARGUMENT
 

@@ -16,7 +16,7 @@ from tikv_embedded.region import Peer, Region, RegionEpoch, Store
 from tikv_embedded.testing import context_for
 from tikv_embedded.topology import Topology
 from tikv_embedded.tso import TimestampOracle
-from tikv_proto import kvrpcpb, tikvpb
+from tikv_proto import coprocessor, kvrpcpb, tikvpb
 
 REGION = Region(1, b"", b"y", RegionEpoch(), (Peer(2, 1),), leader=Peer(2, 1))
 CONTEXT = context_for(REGION)
@@ -100,10 +100,10 @@ def test_a_read_sees_the_writes_of_its_own_message_wherever_it_stands(engine: Co
     assert answers[3].RawGet.value == b"2"
 
 
-def test_reads_alone_write_nothing(engine: CountingEngine) -> None:
+def test_reads_and_refused_writes_write_nothing(engine: CountingEngine) -> None:
     before = engine.writes
 
-    answer(engine, {1: get(b"a"), 2: None})
+    answer(engine, {1: get(b"a"), 2: None, 3: put(b"z", b"outside")})
 
     assert engine.writes == before
 
@@ -162,6 +162,7 @@ def test_the_health_of_the_store_is_told_when_asked_for(engine: CountingEngine) 
         (kvrpcpb.PrewriteRequest(), "Prewrite", lambda response: response.errors[0].abort),
         (kvrpcpb.RawCoprocessorRequest(), "RawCoprocessor", lambda response: response.error),
         (kvrpcpb.BufferBatchGetRequest(), "BufferBatchGet", lambda response: response.error.abort),
+        (coprocessor.Request(tp=103), "Coprocessor", lambda response: response.other_error),
     ],
 )
 def test_a_command_that_is_not_served_says_so_instead_of_nothing(
@@ -170,6 +171,12 @@ def test_a_command_that_is_not_served_says_so_instead_of_nothing(
     answers = by_id(answer(engine, {1: request_}))
 
     assert f"{field} is not served" in error(getattr(answers[1], field))
+
+
+def test_a_hint_that_is_not_served_is_ignored(engine: CountingEngine) -> None:
+    answers = by_id(answer(engine, {1: kvrpcpb.BroadcastTxnStatusRequest()}))
+
+    assert answers[1].BroadcastTxnStatus == kvrpcpb.BroadcastTxnStatusResponse()
 
 
 def test_a_request_for_another_cluster_ends_it_all_and_writes_nothing(engine: CountingEngine) -> None:

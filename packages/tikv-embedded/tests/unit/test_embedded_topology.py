@@ -179,6 +179,17 @@ def test_leaders_balance_over_the_stores() -> None:
     assert sorted(led.count(store_id) for store_id in (1, 2, 3)) == [3, 3, 3]
 
 
+def test_a_region_without_a_leader_is_not_balanced() -> None:
+    cluster = topology(b"m")
+    cluster.watch_stores(lambda _store_id: False)
+    cluster.elect()
+    before = cluster.scan(b"", b"", 0)
+
+    cluster.balance_leaders([region.id for region in before])
+
+    assert cluster.scan(b"", b"", 0) == before
+
+
 # Elections.
 
 
@@ -210,6 +221,19 @@ def test_without_a_majority_there_is_no_leader_until_it_is_back() -> None:
     assert alone is None
     assert together is not None
     assert together.store_id == 1
+
+
+def test_voters_without_data_are_a_majority_and_no_leader() -> None:
+    cluster = topology()
+    region_id = cluster.find(b"").id
+    for store_id in (2, 3):
+        cluster.remove_peer(region_id, store_id)
+        cluster.add_peer(region_id, store_id, is_learner=False, is_witness=True, is_pending=False)
+    cluster.watch_stores(lambda store_id: store_id != 1)
+
+    cluster.elect()
+
+    assert cluster.find(b"").leader is None
 
 
 def test_a_store_that_does_not_run_cannot_be_given_the_lead() -> None:
