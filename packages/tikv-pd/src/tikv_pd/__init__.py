@@ -31,6 +31,7 @@ from tikv_pd.errors import (
     ClusterMismatch as ClusterMismatch,
     ConfigError as ConfigError,
     DeadlineExceeded as DeadlineExceeded,
+    FutureTimestamp as FutureTimestamp,
     KeyspaceNotFound as KeyspaceNotFound,
     PdError as PdError,
     PdUnavailable as PdUnavailable,
@@ -40,6 +41,7 @@ from tikv_pd.errors import (
     UndeterminedError as UndeterminedError,
 )
 from tikv_pd.timestamp import (
+    LATEST as LATEST,
     Timestamp as Timestamp,
 )
 from tikv_pd.topology import (

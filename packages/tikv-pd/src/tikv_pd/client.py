@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,12 +12,11 @@ from google.protobuf.message import Message
 from tikv_proto import keyspacepb, pdpb, services
 from tikv_proto.services import Rpc
 
-from tikv_pd._members import Members, header_error
-from tikv_pd._pursuit import Pursuit
-from tikv_pd.backoff import Backoffer
+from tikv_pd._calls import Calls
+from tikv_pd._members import Members
+from tikv_pd._oracle import Oracle
 from tikv_pd.config import Address, PdConfig, SecurityConfig, parse_address
-from tikv_pd.deadline import Deadline
-from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError, RpcError, TikvError
+from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
 from tikv_pd.timestamp import Timestamp
 from tikv_pd.topology import Keyspace, Region, Store
@@ -33,7 +31,9 @@ class _Session:
 
     transport: Transport
     members: Members
+    calls: Calls
     tso: Tso
+    oracle: Oracle
     tasks: BackgroundTasks
 
 
@@ -102,10 +102,13 @@ class PdClient:
                 await members.aclose()
             raise
         tasks = await BackgroundTasks().__aenter__()
+        calls = Calls(members, transport, self._config)
         tso = Tso(members, transport, self._config)
+        oracle = Oracle(calls, tso)
         tasks.start_soon(members.run)
         tasks.start_soon(tso.run)
-        self._session = _Session(transport, members, tso, tasks)
+        tasks.start_soon(oracle.run)
+        self._session = _Session(transport, members, calls, tso, oracle, tasks)
         return self
 
     async def __aexit__(
@@ -142,6 +145,86 @@ class PdClient:
         """
         seconds = self._config.operation_timeout if timeout is None else timeout
         return await self._open_session().tso.ask(None, "get_ts", seconds)
+
+    async def get_low_resolution_ts(self, *, timeout: float | None = None) -> Timestamp:
+        """Return a timestamp granted not long ago, mostly without asking PD.
+
+        It is as old as `PdConfig.low_resolution_interval` as a rule, less while `validate_read_ts` is used for reads
+        less stale than that, and twice that at most: when PD was away for longer, the call waits for a new one.
+        Successive calls never go back.
+
+        Source: client-go oracle GetLowResolutionTimestamp.
+        """
+        return await self._open_session().oracle.recent("get_low_resolution_ts", timeout)
+
+    async def get_stale_ts(self, staleness: float, *, timeout: float | None = None) -> Timestamp:
+        """Return a timestamp to read at that lies `staleness` seconds in the past, mostly without asking PD.
+
+        Raises:
+            ConfigError: `staleness` is not above 0, or before all time.
+
+        Source: client-go oracle GetStaleTimestamp.
+        """
+        return await self._open_session().oracle.stale(staleness, timeout)
+
+    async def get_min_ts(self, *, timeout: float | None = None) -> Timestamp:
+        """Return a timestamp not above any that other services which grant timestamps would grant now.
+
+        The same as `get_ts` where PD alone grants them. Source: pdpb.PD.GetMinTS.
+        """
+        try:
+            answer = await self._call("get_min_ts", services.PD.GetMinTS, pdpb.GetMinTSRequest(), timeout)
+        except PdError as error:
+            if error.kind != "UNIMPLEMENTED":
+                raise
+            return await self.get_ts(timeout=timeout)
+        return Timestamp(answer.timestamp.physical, answer.timestamp.logical)
+
+    async def wait_for(self, ts: int, *, timeout: float | None = None) -> Timestamp:
+        """Return a timestamp not below the composed `ts` as soon as PD grants one.
+
+        For timestamps that come from elsewhere and may lie in the future, such as those of async commit.
+        """
+        session = self._open_session()
+        return await session.oracle.wait_for(ts, session.calls.deadline("wait_for", timeout))
+
+    async def validate_read_ts(self, ts: int, *, stale: bool = False, timeout: float | None = None) -> None:
+        """Return if PD has granted a timestamp that is not below the composed `ts`, so that reading there is safe.
+
+        Mostly without asking PD. `LATEST` is fine unless `stale`.
+
+        Args:
+            ts: Where to read.
+            stale: Whether it is a stale read. Those have timestamps of low resolution refreshed more often.
+            timeout: Seconds.
+
+        Raises:
+            FutureTimestamp: PD has not.
+            ConfigError: no timestamp is like this, or a stale read is to be at `LATEST`.
+
+        Source: client-go oracle ValidateReadTS.
+        """
+        await self._open_session().oracle.validate(ts, is_stale=stale, timeout=timeout)
+
+    async def get_external_timestamp(self, *, timeout: float | None = None) -> Timestamp:
+        """Return the timestamp an application keeps in PD; zero when none was set.
+
+        Source: pdpb.PD.GetExternalTimestamp.
+        """
+        request = pdpb.GetExternalTimestampRequest()
+        answer = await self._call("get_external_timestamp", services.PD.GetExternalTimestamp, request, timeout)
+        return Timestamp.from_ts(answer.timestamp)
+
+    async def set_external_timestamp(self, timestamp: Timestamp, *, timeout: float | None = None) -> None:
+        """Keep a timestamp in PD for the applications of the cluster.
+
+        Raises:
+            PdError: it is below the one that is kept, or above what PD has granted.
+
+        Source: pdpb.PD.SetExternalTimestamp.
+        """
+        request = pdpb.SetExternalTimestampRequest(timestamp=timestamp.ts)
+        await self._call("set_external_timestamp", services.PD.SetExternalTimestamp, request, timeout)
 
     async def get_region(self, key: bytes, *, timeout: float | None = None) -> Region | None:
         """Return the Region that holds `key`; None when PD knows none. Source: pdpb.PD.GetRegion."""
@@ -186,16 +269,16 @@ class PdClient:
 
         Source: pdpb.PD.GetStore.
         """
-        session = self._open_session()
-        deadline = self._deadline(session, "get_store", timeout)
+        calls = self._open_session().calls
+        deadline = calls.deadline("get_store", timeout)
         request = pdpb.GetStoreRequest(store_id=_id(store_id, "store_id"))
         try:
-            answer = await self._attempt(session, services.PD.GetStore, request, deadline)
+            answer = await calls.attempt(services.PD.GetStore, request, deadline)
         except PdError as error:
             # PD has no kind of error for an unknown store, only words: the list of stores tells for certain.
             if error.kind != "UNKNOWN":
                 raise
-            stores = await self._attempt(session, services.PD.GetAllStores, pdpb.GetAllStoresRequest(), deadline)
+            stores = await calls.attempt(services.PD.GetAllStores, pdpb.GetAllStoresRequest(), deadline)
             if all(store.id != store_id for store in stores.stores):
                 return None
             raise
@@ -261,38 +344,9 @@ class PdClient:
         return Region.from_answer(answer)
 
     async def _call(
-        self, name: str, rpc: Rpc[Any, Resp], request: Any, timeout: float | None, *, is_patient: bool = False
+        self, name: str, rpc: Rpc[Any, Resp], request: Message, timeout: float | None, *, is_patient: bool = False
     ) -> Resp:
-        session = self._open_session()
-        return await self._attempt(session, rpc, request, self._deadline(session, name, timeout), is_patient=is_patient)
-
-    async def _attempt(
-        self, session: _Session, rpc: Rpc[Any, Resp], request: Any, deadline: Deadline, *, is_patient: bool = False
-    ) -> Resp:
-        """Send a request to the leader until it answers; patiently when the answer may rightly take long."""
-        members = session.members
-        limit = math.inf if is_patient else self._config.timeout
-        pursuit = Pursuit(members, Backoffer(deadline, budget=math.inf))
-        error: TikvError | None = None
-        while True:
-            address = members.leader
-            request.header.cluster_id = members.known.cluster_id
-            request.header.caller_component = self._config.caller_component
-            try:
-                answer: Any = await members.connection(address).unary(
-                    rpc, request, timeout=min(limit, deadline.check(error))
-                )
-            except RpcError as failure:
-                error = failure
-            else:
-                if not answer.header.HasField("error"):
-                    return answer  # type: ignore[no-any-return]  # every response of PD has a header, no type says so
-                error = header_error(rpc.name, answer.header)
-            await pursuit.recover(address, error)
-
-    def _deadline(self, session: _Session, operation: str, timeout: float | None) -> Deadline:
-        seconds = self._config.operation_timeout if timeout is None else timeout
-        return Deadline(operation, seconds, session.transport.now)
+        return await self._open_session().calls.call(name, rpc, request, timeout, is_patient=is_patient)
 
     def _open_session(self) -> _Session:
         if self._session is None:

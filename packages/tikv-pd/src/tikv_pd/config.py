@@ -142,6 +142,10 @@ class PdConfig:
     """Seconds between two looks at the members when nothing fails. Source: pd client, memberUpdateInterval."""
     max_tso_batch: int = attrs.field(default=10_000, validator=[validators.instance_of(int), positive])
     """Timestamps asked for in one message at most. Source: pd client, defaultMaxTSOBatchSize."""
+    low_resolution_interval: float = attrs.field(
+        default=2.0, validator=[validators.instance_of((int, float)), positive]
+    )
+    """Seconds between two timestamps of low resolution. Source: client-go defaultOracleUpdateInterval."""
     caller_component: str = "tikv-sdk-python"
     """Name that PD logs and counts requests under."""
     host_mapping: HostMapping | None = attrs.field(

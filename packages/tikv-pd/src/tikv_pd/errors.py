@@ -184,5 +184,18 @@ class TimestampFallback(TikvError):
         return f"PD granted timestamp {self.granted} after {self.previous}; timestamps must grow"
 
 
+@attrs.define(eq=False)
+class FutureTimestamp(TikvError):
+    """A timestamp to read at lies in the future: reading there would not be repeatable. See `PdClient.wait_for`."""
+
+    ts: int
+    """The timestamp to read at."""
+    current: int
+    """One that PD granted afterwards."""
+
+    def __str__(self) -> str:
+        return f"timestamp {self.ts} is in the future: PD is at {self.current}"
+
+
 def _because(cause: BaseException | None) -> str:
     return f": {cause}" if cause is not None else ""

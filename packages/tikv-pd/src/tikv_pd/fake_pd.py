@@ -63,6 +63,8 @@ class FakePd:
         """The keyspaces by name."""
         self.timestamp = Timestamp(1_000_000, 0)
         """The last timestamp granted."""
+        self.external_timestamp = Timestamp(0, 0)
+        """The timestamp an application keeps."""
         self.tso_counts: list[int] = []
         """How many timestamps each TsoRequest asked for."""
         self.headers: list[pdpb.RequestHeader] = []
@@ -170,6 +172,11 @@ class FakePd:
             ),
             PD.SplitRegions: self._split,
             PD.ScatterRegion: self._scatter,
+            PD.GetMinTS: lambda _: pdpb.GetMinTSResponse(
+                timestamp=pdpb.Timestamp(physical=self.timestamp.physical, logical=self.timestamp.logical)
+            ),
+            PD.GetExternalTimestamp: lambda _: pdpb.GetExternalTimestampResponse(timestamp=self.external_timestamp.ts),
+            PD.SetExternalTimestamp: self._set_external_timestamp,
             KeyspaceService.LoadKeyspace: self._load_keyspace,
         }
         served: dict[AnyRpc, UnaryHandler | StreamHandler] = {
@@ -232,6 +239,15 @@ class FakePd:
         }
         leader = members.get(self.leader) if self.leader is not None else None
         return pdpb.GetMembersResponse(members=list(members.values()), leader=leader)
+
+    def _set_external_timestamp(self, request: pdpb.SetExternalTimestampRequest) -> pdpb.SetExternalTimestampResponse:
+        wanted = Timestamp.from_ts(request.timestamp)
+        if wanted > self.timestamp:
+            return pdpb.SetExternalTimestampResponse(header=_header("INVALID_VALUE", "above the global one"))
+        if wanted < self.external_timestamp:
+            return pdpb.SetExternalTimestampResponse(header=_header("INVALID_VALUE", "below the one set before"))
+        self.external_timestamp = wanted
+        return pdpb.SetExternalTimestampResponse()
 
     def _find(self, key: bytes) -> Region | None:
         for region in self.regions:

@@ -9,6 +9,8 @@ import attrs
 
 LOGICAL_BITS: Final = 18
 """Bits of the logical part. Source: client-go oracle.go."""
+LATEST: Final = (1 << 64) - 1
+"""As the timestamp of a read: whatever is the latest."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
