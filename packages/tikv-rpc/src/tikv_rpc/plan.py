@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import anyio
 import attrs
-from tikv_pd import ClosedError, UndeterminedError
+from tikv_pd import ClosedError, DeadlineExceeded, UndeterminedError
 from tikv_pd.backoff import TIKV_RPC
 from tikv_pd.errors import RpcError, TikvError
 from tikv_pd.lowlevel import Resp
@@ -116,6 +116,11 @@ class RetryRegion:
                 response = await self.inner.execute(route, request, call)
             except RpcError as error:
                 await self._after_failure(entry, route.store, request.effect, error, call)
+            except anyio.get_cancelled_exc_class():
+                # Perhaps because another part of the same write failed; what this one wrote, nobody will learn.
+                if request.effect is not Effect.READ:
+                    call.lost = RpcError(route.client.address, request.rpc.name, "CANCELLED", "given up")
+                raise
             else:
                 if not response.HasField("region_error"):
                     return response
@@ -274,13 +279,15 @@ class FanOut(Generic[Part, Resp]):
         async def work_off(branch: Call) -> None:
             nonlocal running
             try:
-                while pieces:
+                while pieces and not failures:
                     await self._take(pieces, answers, work, branch)
                     # A piece may have become many, and some tasks may have ended for want of work.
                     recruit()
             except Exception as error:
                 failures.append(error)
-                tasks.cancel_scope.cancel()
+                # At the deadline the others end by themselves, and know better whether what they wrote was sent.
+                if not isinstance(error, DeadlineExceeded):
+                    tasks.cancel_scope.cancel()
             finally:
                 running -= 1
 
@@ -309,11 +316,6 @@ class FanOut(Generic[Part, Resp]):
             call.wrote = call.wrote or request.effect is not Effect.READ
         except RelocateError:
             pieces.extend(await work.split(part, self.cache, call))
-        except anyio.get_cancelled_exc_class():
-            # Another piece failed first; what this one wrote, nobody will learn.
-            if request.effect is not Effect.READ:
-                call.lost = call.lost or RpcError("", request.rpc.name, "CANCELLED", "another part failed first")
-            raise
 
 
 @attrs.frozen

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from google.protobuf.message import Message
 from hypothesis import given, strategies as st
 from tikv_pd import Peer, Region, RegionEpoch
-from tikv_proto import kvrpcpb, tikvpb
+from tikv_proto import kvrpcpb, metapb, tikvpb
 from tikv_proto.services import Rpc, Tikv, all_rpcs
 from tikv_region import KeyspaceCodec, PlainCodec, RegionEntry
 from tikv_region.region import StoreEntry
@@ -26,7 +25,7 @@ def entry(*, is_learner: bool = False, is_witness: bool = False) -> RegionEntry:
     return RegionEntry(region, (b"", b""), [(peer, StoreEntry(peer.store_id)) for peer in peers], 1e9, lambda: 0.0)
 
 
-def with_bytes(rpc: Rpc[Any, Any], data: bytes) -> Message:
+def with_bytes(rpc: Rpc[Any, Any], data: bytes) -> Any:
     """Return a request of the RPC that carries `data` where it carries keys."""
     fields = rpc.request.DESCRIPTOR.fields_by_name
     if "key" in fields:
@@ -55,7 +54,7 @@ def test_a_batched_request_is_what_protobuf_builds(rpc: Rpc[Any, Any], size: int
     head = batch_head(rpc.batch_field, len(field) + len(request.payload))
     message = tikvpb.BatchCommandsRequest.FromString(head + field + request.payload)
 
-    whole: Any = with_bytes(rpc, bytes(size))
+    whole = with_bytes(rpc, bytes(size))
     whole.context.CopyFrom(context)
     expected = tikvpb.BatchCommandsRequest.Request()
     getattr(expected, rpc.batch_field).CopyFrom(whole)
@@ -78,8 +77,8 @@ def test_the_context_names_region_epoch_peer_and_cluster() -> None:
     context = kvrpcpb.RawGetRequest.FromString(field).context
     assert context == kvrpcpb.Context(
         region_id=10,
-        region_epoch={"conf_ver": 3, "version": 5},
-        peer={"id": 12, "store_id": 2},
+        region_epoch=metapb.RegionEpoch(conf_ver=3, version=5),
+        peer=metapb.Peer(id=12, store_id=2),
         cluster_id=7,
         keyspace_id=0xFFFFFFFF,
         max_execution_duration_ms=6666,
