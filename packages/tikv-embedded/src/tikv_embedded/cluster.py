@@ -12,15 +12,15 @@ from typing import Self
 import attrs
 
 from tikv_embedded.bootstrap import open_state, user_bound
+from tikv_embedded.clock import Clock
 from tikv_embedded.endpoint import Endpoint
 from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine
 from tikv_embedded.errors import ClusterNotRunningError, TopologyError
 from tikv_embedded.options import ClusterOptions, check_options
-from tikv_embedded.pd_keyspace_service import PdKeyspaceService
 from tikv_embedded.pd_members import PdMember, PdMembers
-from tikv_embedded.pd_service import PdService, PdState
+from tikv_embedded.pd_services import pd_handlers
+from tikv_embedded.pd_state import PdState
 from tikv_embedded.region import Region, Store
-from tikv_embedded.rpc_handlers import Handler
 from tikv_embedded.tikv_service import TikvService, TikvState
 from tikv_embedded.topology import Topology
 from tikv_embedded.tso import TimestampOracle
@@ -256,7 +256,7 @@ class EmbeddedCluster:
         state, endpoint = self._state, self._pd_endpoint(index)
         if not endpoint.is_running:
             endpoint.bind()
-            await endpoint.start(_pd_handlers(state.pd, state.pd.members.members[index]))
+            await endpoint.start(pd_handlers(state.pd, state.pd.members.members[index]))
             self._elect_pd_leader()
 
     async def stop_store(self, store_id: int, *, elect: bool = True) -> None:
@@ -329,7 +329,8 @@ class EmbeddedCluster:
         """Start everything, PD last; each port is put on `started` before anything can fail behind it."""
         options = self._options
         topology, keyspaces = open_state(engine, options)
-        oracle = TimestampOracle(engine)
+        clock = Clock()
+        oracle = TimestampOracle(engine, clock.milliseconds)
         services: dict[int, TikvService] = {}
         endpoints: dict[int, Endpoint] = {}
 
@@ -356,9 +357,9 @@ class EmbeddedCluster:
             PdMember(index, f"pd-{index}", f"http://{endpoint.address}")
             for index, endpoint in enumerate(pd_endpoints, 1)
         )
-        pd = PdState(options.mode, topology, oracle, keyspaces, PdMembers(members, members[0]))
+        pd = PdState.open(options.mode, engine, topology, oracle, keyspaces, PdMembers(members, members[0]), clock)
         for member, endpoint in zip(members, pd_endpoints, strict=True):
-            await endpoint.start(_pd_handlers(pd, member))
+            await endpoint.start(pd_handlers(pd, member))
         return _Running(engine, topology, pd, pd_endpoints, tikv, services, endpoints)
 
 
@@ -368,11 +369,6 @@ def _publish(topology: Topology, store_id: int, endpoint: Endpoint) -> Store:
     store = attrs.evolve(known, address=endpoint.address, start_timestamp=int(time.time()))
     topology.put_store(store)
     return store
-
-
-def _pd_handlers(pd: PdState, member: PdMember) -> list[Handler]:
-    """Return what one PD member answers."""
-    return [*PdService(pd, member).handlers(), *PdKeyspaceService(pd, member).handlers()]
 
 
 async def _close(engine: Engine, endpoints: Iterable[Endpoint]) -> None:

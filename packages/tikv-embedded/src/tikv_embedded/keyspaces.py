@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tikv_proto import keyspacepb
 
@@ -52,8 +52,8 @@ class Keyspaces:
         self._engine = engine
         self._by_id = {keyspace.id: keyspace for keyspace in meta.load_keyspaces(engine)}
 
-    def ensure(self, name: str) -> keyspacepb.KeyspaceMeta:
-        """Return the keyspace of that name, created ENABLED if there is none.
+    def ensure(self, name: str, config: Mapping[str, str] | None = None) -> keyspacepb.KeyspaceMeta:
+        """Return the keyspace of that name, created ENABLED and with `config` if there is none.
 
         Raises:
             OptionError: not 1 to 20 letters, digits, `-` or `_`.
@@ -70,6 +70,7 @@ class Keyspaces:
             state=keyspacepb.KeyspaceState.ENABLED,
             created_at=now,
             state_changed_at=now,
+            config=config,
         )
         self._put(created)
         return created

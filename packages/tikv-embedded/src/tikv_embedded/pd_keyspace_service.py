@@ -13,7 +13,7 @@ from tikv_proto.services import Keyspace
 from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.keyspaces import StateChangeRefusedError, txn_bounds
 from tikv_embedded.pd_members import PdMember
-from tikv_embedded.pd_service import PdState, guarded
+from tikv_embedded.pd_state import PdState, guarded
 from tikv_embedded.rpc_handlers import Handler
 
 

@@ -8,74 +8,22 @@ Source: tikv/pd server/grpc_service.go.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import attrs
 import grpc
 from google.protobuf.message import Message
 from tikv_proto import metapb, pdpb
 from tikv_proto.services import PD, Rpc
 
 from tikv_embedded import pd_regions
-from tikv_embedded.api_mode import ApiMode
-from tikv_embedded.keyspaces import Keyspaces
 from tikv_embedded.meta import store_to_pb
-from tikv_embedded.pd_header import error_header, header
-from tikv_embedded.pd_members import PdMember, PdMembers, Refusal
+from tikv_embedded.pd_members import PdMember, Refusal
+from tikv_embedded.pd_state import PdState, guarded
 from tikv_embedded.region import Region
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
-from tikv_embedded.topology import Topology
-from tikv_embedded.tso import TimestampOracle
 
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
-
-
-@attrs.frozen
-class PdState:
-    """What the members of one cluster share."""
-
-    mode: ApiMode
-    topology: Topology
-    oracle: TimestampOracle
-    keyspaces: Keyspaces
-    members: PdMembers
-
-    @property
-    def header(self) -> pdpb.ResponseHeader:
-        """The header of an answer without an error."""
-        return header(self.topology.cluster_id)
-
-    def error(self, kind: pdpb.ErrorType.ValueType, message: str) -> pdpb.ResponseHeader:
-        """Return the header of a refusal."""
-        return error_header(self.topology.cluster_id, kind, message)
-
-    def admit(
-        self, member: PdMember, request: Any, context: ServicerContext, *, follower_may: bool = False
-    ) -> PdMember | Refusal:
-        """Decide in whose role to answer a call; see `PdMembers.admit`."""
-        metadata = dict(context.invocation_metadata() or ())
-        own, asked = self.topology.cluster_id, request.header.cluster_id
-        return self.members.admit(member, own, asked, metadata, follower_may=follower_may)
-
-
-def guarded(
-    state: PdState,
-    member: PdMember,
-    rpc: Rpc[Req, Resp],
-    answer: Callable[[Req, bool], Resp],
-    *,
-    follower_may: bool = False,
-) -> Handler:
-    """Return a handler that answers as `answer(request, is_follower)` once the call is admitted."""
-
-    async def handle(request: Req, context: ServicerContext) -> Resp:
-        role = state.admit(member, request, context, follower_may=follower_may)
-        if isinstance(role, Refusal):
-            await context.abort(role.code, role.details)
-        return answer(request, role != state.members.leader)
-
-    return unary(rpc, handle)
 
 
 class PdService:

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from tikv_proto import kvrpcpb, metapb
 from tikv_proto.services import Rpc
 
+from tikv_embedded.cluster import EmbeddedCluster
 from tikv_embedded.region import Region, peer_to_pb
 
 Req = TypeVar("Req", bound=Message)
@@ -76,6 +77,18 @@ class BareClient:
         method = self._channel(address).unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
         response: Resp = await method(request, metadata=metadata or None)
         return response
+
+    async def ask_pd(self, cluster: EmbeddedCluster, rpc: Rpc[Any, Resp], *, member: int = 0, **fields: Any) -> Resp:
+        """Return what a PD member answers to a request with these fields, the cluster's id in its header.
+
+        Args:
+            cluster: Whose PD.
+            rpc: A unary RPC with a header.
+            member: Index in `cluster.pd_addresses`.
+            **fields: Of the request.
+        """
+        header = {"cluster_id": cluster.cluster_id}
+        return await self.call(cluster.pd_addresses[member], rpc, rpc.request(header=header, **fields))
 
     def stream(
         self, address: str, rpc: Rpc[Req, Resp], metadata: Sequence[tuple[str, str]] = ()

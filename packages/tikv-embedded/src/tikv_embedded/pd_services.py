@@ -1,0 +1,16 @@
+"""All that one PD member answers, put together."""
+
+from __future__ import annotations
+
+from tikv_embedded.pd_gc_service import PdGcService
+from tikv_embedded.pd_keyspace_service import PdKeyspaceService
+from tikv_embedded.pd_members import PdMember
+from tikv_embedded.pd_service import PdService
+from tikv_embedded.pd_state import PdState
+from tikv_embedded.rpc_handlers import Handler
+
+
+def pd_handlers(state: PdState, member: PdMember) -> list[Handler]:
+    """Return the handlers of a member, of all its services."""
+    services = (PdService(state, member), PdKeyspaceService(state, member), PdGcService(state, member))
+    return [handler for service in services for handler in service.handlers()]

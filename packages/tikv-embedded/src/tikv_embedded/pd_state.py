@@ -1,0 +1,95 @@
+"""What the PD members of one cluster share, and who of them answers.
+
+Source: tikv/pd server/grpc_service.go unaryMiddleware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+from google.protobuf.message import Message
+from tikv_proto import pdpb
+from tikv_proto.services import Rpc
+
+from tikv_embedded.api_mode import ApiMode
+from tikv_embedded.clock import Clock
+from tikv_embedded.engine import Engine
+from tikv_embedded.gc_store import GcStates
+from tikv_embedded.keyspaces import Keyspaces
+from tikv_embedded.pd_header import error_header, header
+from tikv_embedded.pd_members import PdMember, PdMembers, Refusal
+from tikv_embedded.revisions import RevisionedStore
+from tikv_embedded.rpc_handlers import Handler, ServicerContext, unary
+from tikv_embedded.topology import Topology
+from tikv_embedded.tso import TimestampOracle
+
+Req = TypeVar("Req", bound=Message)
+Resp = TypeVar("Resp", bound=Message)
+
+
+@attrs.frozen
+class PdState:
+    """What the members of one cluster share."""
+
+    mode: ApiMode
+    topology: Topology
+    oracle: TimestampOracle
+    keyspaces: Keyspaces
+    members: PdMembers
+    clock: Clock
+    pairs: RevisionedStore
+    gc: GcStates
+
+    @classmethod
+    def open(
+        cls,
+        mode: ApiMode,
+        engine: Engine,
+        topology: Topology,
+        oracle: TimestampOracle,
+        keyspaces: Keyspaces,
+        members: PdMembers,
+        clock: Clock,
+    ) -> PdState:
+        """Return the state of a cluster whose Regions, timestamps and keyspaces are open already."""
+        pairs = RevisionedStore(engine)
+        gc = GcStates(pairs, keyspaces, topology.cluster_id, clock.seconds)
+        return cls(mode, topology, oracle, keyspaces, members, clock, pairs, gc)
+
+    @property
+    def header(self) -> pdpb.ResponseHeader:
+        """The header of an answer without an error."""
+        return header(self.topology.cluster_id)
+
+    def error(self, kind: pdpb.ErrorType.ValueType, message: str) -> pdpb.ResponseHeader:
+        """Return the header of a refusal."""
+        return error_header(self.topology.cluster_id, kind, message)
+
+    def admit(
+        self, member: PdMember, request: Any, context: ServicerContext, *, follower_may: bool = False
+    ) -> PdMember | Refusal:
+        """Decide in whose role to answer a call; see `PdMembers.admit`."""
+        metadata = dict(context.invocation_metadata() or ())
+        own, asked = self.topology.cluster_id, request.header.cluster_id
+        return self.members.admit(member, own, asked, metadata, follower_may=follower_may)
+
+
+def guarded(
+    state: PdState,
+    member: PdMember,
+    rpc: Rpc[Req, Resp],
+    answer: Callable[[Req, bool], Resp],
+    *,
+    follower_may: bool = False,
+) -> Handler:
+    """Return a handler that answers as `answer(request, is_follower)` once the call is admitted."""
+
+    async def handle(request: Req, context: ServicerContext) -> Resp:
+        role = state.admit(member, request, context, follower_may=follower_may)
+        if isinstance(role, Refusal):
+            await context.abort(role.code, role.details)
+        return answer(request, role != state.members.leader)
+
+    return unary(rpc, handle)
