@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from tikv_pd import PdClient, Region, Store
 from tikv_pd.testing import virtual_time
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv
-from tikv_region import KeyRange
+from tikv_region import KeyRange, RegionCache
 from tikv_rpc import (
     AtEdge,
     AtKey,
@@ -114,9 +115,40 @@ async def cluster() -> AsyncIterator[FakeCluster]:
         yield cluster
 
 
+class AskedPd:
+    """A source of Regions that remembers what it was asked, however that travels."""
+
+    def __init__(self, pd: PdClient) -> None:
+        self._pd = pd
+        self.asked: list[str] = []
+
+    async def get_region(self, key: bytes, *, timeout: float) -> Region | None:
+        self.asked.append("Region")
+        return await self._pd.get_region(key, timeout=timeout)
+
+    async def get_prev_region(self, key: bytes, *, timeout: float) -> Region | None:
+        self.asked.append("Region")
+        return await self._pd.get_prev_region(key, timeout=timeout)
+
+    async def scan_regions(self, start: bytes, end: bytes, *, limit: int, timeout: float) -> list[Region]:
+        self.asked.append("Regions")
+        return await self._pd.scan_regions(start, end, limit=limit, timeout=timeout)
+
+    async def get_store(self, store_id: int, *, timeout: float) -> Store | None:
+        self.asked.append("Store")
+        return await self._pd.get_store(store_id, timeout=timeout)
+
+
 @pytest.fixture
-async def kv(cluster: FakeCluster) -> AsyncIterator[Kv]:
-    async with cluster.connect() as rpc:
+async def pd(cluster: FakeCluster) -> AsyncIterator[AskedPd]:
+    async with PdClient(cluster.url, transport=cluster.transport) as client:
+        yield AskedPd(client)
+
+
+@pytest.fixture
+async def kv(cluster: FakeCluster, pd: AskedPd) -> AsyncIterator[Kv]:
+    cache = RegionCache(pd, cluster.map.codec, now=cluster.transport.now)
+    async with RpcClient(cache, cluster.map.codec, cluster.pd.cluster_id, cluster.transport) as rpc:
         yield Kv(rpc)
 
 

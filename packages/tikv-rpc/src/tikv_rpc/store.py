@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -74,10 +75,15 @@ class StoreClient:
         connection, now = self._connection, self._transport.now
         # gRPC does not tell a request that found no connection from one that was lost on its way.
         await connection.ready(timeout=min(self._connect_timeout, deadline - now()))
-        try:
-            return await connection.unary(request.rpc, context + request.payload, timeout=max(deadline - now(), 0.0))
-        except DecodeError as error:
-            raise RpcError(connection.address, request.rpc.name, "INTERNAL", "the answer cannot be read") from error
+        response = None
+        with suppress(DecodeError):
+            response = await connection.unary(
+                request.rpc, context + request.payload, timeout=max(deadline - now(), 0.0)
+            )
+        # grpc.aio returns None for what it cannot parse.
+        if response is None:
+            raise RpcError(connection.address, request.rpc.name, "INTERNAL", "the answer cannot be read")
+        return response
 
     async def _run(self) -> None:
         try:

@@ -107,6 +107,7 @@ class TestNothingSent:
     async def stopped(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.get(b"a")
         stop_all(cluster)
+        await anyio.wait_all_tasks_blocked()
 
     async def test_a_write_fails_as_not_done(self, kv: Kv) -> None:
         with pytest.raises(DeadlineExceeded) as raised:

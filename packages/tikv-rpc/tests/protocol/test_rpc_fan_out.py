@@ -12,13 +12,13 @@ import pytest
 from tikv_pd import DeadlineExceeded, UndeterminedError
 from tikv_pd.errors import RpcError
 from tikv_proto import errorpb, kvrpcpb
-from tikv_proto.services import PD, Tikv
+from tikv_proto.services import Tikv
 from tikv_region import EntryTooLarge, KeyRange
 from tikv_rpc import Effect, KeyWork, Merge, Request, RpcConfig
 from tikv_rpc.testing import FakeCluster, Serve
 
 if TYPE_CHECKING:
-    from tests.conftest import Kv
+    from tests.conftest import AskedPd, Kv
 
 ALPHABET = [bytes([letter]) for letter in b"abcdefghijklmnopqrstuvwxyz"]
 PAIRS = {key: key * 2 for key in ALPHABET}
@@ -377,10 +377,9 @@ async def test_merge_makes_one_result_of_many(kv: Kv) -> None:
     assert total == 26
 
 
-async def test_regions_are_loaded_in_pages_not_one_by_one(kv: Kv, cluster: FakeCluster) -> None:
+async def test_regions_are_loaded_in_pages_not_one_by_one(cluster: FakeCluster, pd: AskedPd, kv: Kv) -> None:
     cluster.split(*[key for key in ALPHABET if key not in {b"g", b"p"}])
 
     await kv.batch_put(PAIRS)
 
-    assert cluster.pd.calls(PD.BatchScanRegions) == 1
-    assert cluster.pd.calls(PD.GetRegion) == 0
+    assert pd.asked == ["Regions", "Store"]

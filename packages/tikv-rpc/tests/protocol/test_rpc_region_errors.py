@@ -14,7 +14,7 @@ from tikv_rpc import Effect
 from tikv_rpc.testing import FakeCluster
 
 if TYPE_CHECKING:
-    from tests.conftest import Kv
+    from tests.conftest import AskedPd, Kv
 
 
 def peer_on(cluster: FakeCluster, store_id: int, key: bytes = b"a") -> metapb.Peer:
@@ -64,17 +64,18 @@ def test_every_error_has_a_row_here() -> None:
 
 @pytest.mark.parametrize(("error", "least", "most", "asks_pd"), GOES_ON, ids=name)
 async def test_a_request_goes_on_after(
-    cluster: FakeCluster, kv: Kv, error: errorpb.Error, least: float, most: float, asks_pd: bool
+    cluster: FakeCluster, pd: AskedPd, kv: Kv, error: errorpb.Error, least: float, most: float, asks_pd: bool
 ) -> None:
     await kv.put(b"a", b"1")
-    asked, began = cluster.pd.calls(PD.GetRegion), anyio.current_time()
+    pd.asked.clear()
+    began = anyio.current_time()
     cluster.store(1).answer_next(Tikv.RawGet, region_error=error)
 
     value = await kv.get(b"a")
 
     assert value == b"1"
     assert least <= anyio.current_time() - began <= most
-    assert (cluster.pd.calls(PD.GetRegion) > asked) == asks_pd
+    assert ("Region" in pd.asked) == asks_pd
 
 
 @pytest.mark.parametrize(("error", "expected"), ENDS, ids=name)
@@ -133,20 +134,21 @@ async def test_what_is_too_large_was_so_in_the_attempt_before_too(cluster: FakeC
 
 
 class TestLeader:
-    async def test_a_named_leader_is_asked_at_once_and_without_pd(self, cluster: FakeCluster, kv: Kv) -> None:
+    async def test_a_named_leader_is_asked_at_once_and_without_pd(
+        self, cluster: FakeCluster, pd: AskedPd, kv: Kv
+    ) -> None:
         await kv.put(b"a", b"1")
         cluster.pd_lags = True
         cluster.move_leader(b"a", 3)
-        asked, began = len(cluster.transport.log), anyio.current_time()
+        pd.asked.clear()
+        began = anyio.current_time()
 
         value = await kv.get(b"a")
 
         assert value == b"1"
         assert anyio.current_time() == began
         assert [received.store_id for received in cluster.log if received.rpc is Tikv.RawGet] == [1, 3]
-        # Only the connection to the new leader is made anew, for which its address was asked.
-        assert cluster.pd.calls(PD.GetRegion) == 1
-        assert ("pd1:2379", "GetRegion") not in cluster.transport.log[asked:]
+        assert pd.asked == ["Store"]
 
     async def test_the_new_leader_is_remembered(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.get(b"a")
@@ -169,14 +171,16 @@ class TestLeader:
 
         assert [received.store_id for received in cluster.log if received.rpc is Tikv.RawGet] == [1, 2]
 
-    async def test_a_leader_unknown_here_has_the_region_loaded_again(self, cluster: FakeCluster, kv: Kv) -> None:
+    async def test_a_leader_unknown_here_has_the_region_loaded_again(
+        self, cluster: FakeCluster, pd: AskedPd, kv: Kv
+    ) -> None:
         await kv.put(b"a", b"1")
         stranger = errorpb.NotLeader(leader=metapb.Peer(id=999, store_id=9))
         cluster.store(1).answer_next(Tikv.RawGet, region_error=errorpb.Error(not_leader=stranger))
 
         assert await kv.get(b"a") == b"1"
 
-        assert cluster.pd.calls(PD.GetRegion) == 2
+        assert pd.asked.count("Region") == 2
 
     async def test_stores_that_name_each_other_are_asked_a_bounded_number_of_times(
         self, cluster: FakeCluster, kv: Kv
@@ -226,7 +230,9 @@ class TestLeader:
 
 
 class TestEpoch:
-    async def test_the_regions_in_the_error_are_used_at_once_and_without_pd(self, cluster: FakeCluster, kv: Kv) -> None:
+    async def test_the_regions_in_the_error_are_used_at_once_and_without_pd(
+        self, cluster: FakeCluster, pd: AskedPd, kv: Kv
+    ) -> None:
         await kv.put(b"a", b"1")
         cluster.pd_lags = True
         cluster.split(b"c")
@@ -235,9 +241,9 @@ class TestEpoch:
         assert await kv.get(b"a") == b"1"
 
         assert anyio.current_time() == began
-        assert cluster.pd.calls(PD.GetRegion) == 1
+        assert pd.asked.count("Region") == 1
 
-    async def test_a_store_behind_is_given_time(self, cluster: FakeCluster, kv: Kv) -> None:
+    async def test_a_store_behind_is_given_time(self, cluster: FakeCluster, pd: AskedPd, kv: Kv) -> None:
         await kv.put(b"a", b"1")
         before = cluster.map.region(b"a")
         cluster.split(b"c")
@@ -245,12 +251,13 @@ class TestEpoch:
         old = errorpb.EpochNotMatch(current_regions=[before.to_pb()])
         old.current_regions[0].id = cluster.map.region(b"a").id
         cluster.store(1).answer_next(Tikv.RawGet, region_error=errorpb.Error(epoch_not_match=old), times=3)
-        asked, began = cluster.pd.calls(PD.GetRegion), anyio.current_time()
+        pd.asked.clear()
+        began = anyio.current_time()
 
         assert await kv.get(b"a") == b"1"
 
         assert anyio.current_time() - began == pytest.approx(0.002 + 0.004 + 0.008)
-        assert cluster.pd.calls(PD.GetRegion) == asked
+        assert pd.asked == []
 
 
 class TestStore:
