@@ -1,6 +1,7 @@
 """A TiKV-compatible cluster (PD and stores over gRPC, in memory or durable) in one process.
 
 - `EmbeddedCluster` starts it, and changes its topology while it runs.
+- `PdControls` (`cluster.pd`) acts on PD: its clock, its settings.
 - `Region`, `Peer`, `RegionEpoch`, `Store`: what it is made of, as values.
 - `EmbeddedError` and its family: what starting or changing it can raise.
 
@@ -16,4 +17,5 @@ from tikv_embedded.errors import (
     PortInUseError as PortInUseError,
     TopologyError as TopologyError,
 )
+from tikv_embedded.pd_controls import PdControls as PdControls
 from tikv_embedded.region import Peer as Peer, Region as Region, RegionEpoch as RegionEpoch, Store as Store

@@ -17,6 +17,7 @@ from tikv_embedded.endpoint import Endpoint
 from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine
 from tikv_embedded.errors import ClusterNotRunningError, TopologyError
 from tikv_embedded.options import ClusterOptions, check_options
+from tikv_embedded.pd_controls import PdControls
 from tikv_embedded.pd_members import PdMember, PdMembers
 from tikv_embedded.pd_services import pd_handlers
 from tikv_embedded.pd_state import PdState
@@ -33,6 +34,7 @@ class _Running:
     engine: Engine
     topology: Topology
     pd: PdState
+    pd_controls: PdControls
     pd_endpoints: list[Endpoint]
     tikv: TikvState
     services: dict[int, TikvService]
@@ -150,6 +152,11 @@ class EmbeddedCluster:
     def cluster_id(self) -> int:
         """What every request must carry; kept in the data directory."""
         return self._state.topology.cluster_id
+
+    @property
+    def pd(self) -> PdControls:
+        """What can be done to PD: its clock, its settings, its faults."""
+        return self._state.pd_controls
 
     def regions(self) -> list[Region]:
         """Return all Regions, ascending by range."""
@@ -360,7 +367,7 @@ class EmbeddedCluster:
         pd = PdState.open(options.mode, engine, topology, oracle, keyspaces, PdMembers(members, members[0]), clock)
         for member, endpoint in zip(members, pd_endpoints, strict=True):
             await endpoint.start(pd_handlers(pd, member))
-        return _Running(engine, topology, pd, pd_endpoints, tikv, services, endpoints)
+        return _Running(engine, topology, pd, PdControls(pd), pd_endpoints, tikv, services, endpoints)
 
 
 def _publish(topology: Topology, store_id: int, endpoint: Endpoint) -> Store:

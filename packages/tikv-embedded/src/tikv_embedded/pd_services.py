@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from tikv_embedded.global_config_service import GlobalConfigService
+from tikv_embedded.meta_storage_service import MetaStorageService
 from tikv_embedded.pd_gc_service import PdGcService
 from tikv_embedded.pd_keyspace_service import PdKeyspaceService
 from tikv_embedded.pd_members import PdMember
 from tikv_embedded.pd_service import PdService
 from tikv_embedded.pd_state import PdState
+from tikv_embedded.pd_timestamp_service import PdTimestampService
 from tikv_embedded.rpc_handlers import Handler
 
 
 def pd_handlers(state: PdState, member: PdMember) -> list[Handler]:
     """Return the handlers of a member, of all its services."""
-    services = (PdService(state, member), PdKeyspaceService(state, member), PdGcService(state, member))
+    services = (
+        PdService(state, member),
+        PdKeyspaceService(state, member),
+        PdGcService(state, member),
+        PdTimestampService(state, member),
+        MetaStorageService(state, member),
+        GlobalConfigService(state),
+    )
     return [handler for service in services for handler in service.handlers()]

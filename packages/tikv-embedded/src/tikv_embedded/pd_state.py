@@ -23,6 +23,7 @@ from tikv_embedded.pd_members import PdMember, PdMembers, Refusal
 from tikv_embedded.revisions import RevisionedStore
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, unary
 from tikv_embedded.topology import Topology
+from tikv_embedded.ts_marks import TimestampMarks
 from tikv_embedded.tso import TimestampOracle
 
 Req = TypeVar("Req", bound=Message)
@@ -41,6 +42,7 @@ class PdState:
     clock: Clock
     pairs: RevisionedStore
     gc: GcStates
+    marks: TimestampMarks
 
     @classmethod
     def open(
@@ -56,7 +58,8 @@ class PdState:
         """Return the state of a cluster whose Regions, timestamps and keyspaces are open already."""
         pairs = RevisionedStore(engine)
         gc = GcStates(pairs, keyspaces, topology.cluster_id, clock.seconds)
-        return cls(mode, topology, oracle, keyspaces, members, clock, pairs, gc)
+        marks = TimestampMarks(pairs, topology.cluster_id)
+        return cls(mode, topology, oracle, keyspaces, members, clock, pairs, gc, marks)
 
     @property
     def header(self) -> pdpb.ResponseHeader:

@@ -41,6 +41,16 @@ def stream(
     return rpc.path, method
 
 
+def server_stream(rpc: Rpc[Req, Resp], answer: Callable[[Req, ServicerContext], AsyncIterator[Resp]]) -> Handler:
+    """Answer one request with a stream of responses."""
+    method = grpc.unary_stream_rpc_method_handler(
+        answer,
+        request_deserializer=rpc.request.FromString,
+        response_serializer=rpc.response.SerializeToString,
+    )
+    return rpc.path, method
+
+
 def generic_handlers(handlers: list[Handler]) -> list[grpc.GenericRpcHandler]:
     """Group handlers by service, for `grpc.aio.Server.add_generic_rpc_handlers`."""
     services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}

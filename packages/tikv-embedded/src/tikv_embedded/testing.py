@@ -99,6 +99,13 @@ class BareClient:
         self._calls.append(call)
         return BareStream(cast("grpc.aio.StreamStreamCall[Req, Resp]", call))
 
+    def server_stream(self, address: str, rpc: Rpc[Req, Resp], request: Req) -> BareStream[Req, Resp]:
+        """Send the one request of a server-streaming RPC; only `read`, `status` and `cancel` of it are of use."""
+        method = self._channel(address).unary_stream(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
+        call = method(request)
+        self._calls.append(call)
+        return BareStream(cast("grpc.aio.StreamStreamCall[Req, Resp]", call))
+
     async def health(self, address: str, request: bytes = b"") -> bytes:
         """Return the answer of the health service's Check, both as they are on the wire."""
         method = self._channel(address).unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)

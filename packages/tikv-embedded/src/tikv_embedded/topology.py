@@ -118,6 +118,10 @@ class Topology:
         """Remove the Region's replica from that store, and return the Region; a leader hands over first."""
         return self._replace(region.remove_peer(self.region(region_id), store_id))
 
+    def leading_stores(self) -> set[int]:
+        """Return the ids of the stores that lead a Region."""
+        return {current.leader.store_id for current in self.regions.values() if current.leader is not None}
+
     def put_store(self, store: Store) -> None:
         """Add a store, or replace what is known of one."""
         batch = WriteBatch()
