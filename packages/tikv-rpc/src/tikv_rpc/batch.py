@@ -228,8 +228,7 @@ class BatchClient:
             for number in over:
                 waiter, batch_field, _, timeout = self._entries.pop(number)[:4]
                 sent = number <= self._last_written
-                if not waiter.done():
-                    waiter.set_exception(expired(self._connection.address, batch_field, timeout, sent=sent))
+                _throw(waiter, expired(self._connection.address, batch_field, timeout, sent=sent))
             self._tidy()
             earliest = min((entry[2] for entry in self._entries.values()), default=math.inf)
             self._earliest = max(earliest, now + len(self._entries) * _SCAN_PAUSE)
@@ -243,16 +242,21 @@ class BatchClient:
         """Fail the calls written so far, or all."""
         for number in [number for number in self._entries if everything or number <= self._last_written]:
             waiter, batch_field = self._entries.pop(number)[:2]
-            if not waiter.done():
-                sent = number <= self._last_written
-                failure = RpcError(error.address, batch_field, error.code, error.details, sent=sent)
-                failure.__cause__ = error.__cause__
-                waiter.set_exception(failure)
+            sent = number <= self._last_written
+            failure = RpcError(error.address, batch_field, error.code, error.details, sent=sent)
+            failure.__cause__ = error.__cause__
+            _throw(waiter, failure)
         if everything:
             self._queue.clear()
 
 
 def _wake(waiter: Waiter[None]) -> None:
-    """Wake a task that waits; one that was cancelled meanwhile is left alone."""
+    """Wake a task that waits; one that was cancelled in this tick is left alone."""
     if not waiter.done():
         waiter.set_result(None)
+
+
+def _throw(waiter: Waiter[Any], error: RpcError) -> None:
+    """Wake a task with an error; one that was cancelled in this tick is left alone."""
+    if not waiter.done():
+        waiter.set_exception(error)

@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from tikv_pd import PdClient, RpcError
-from tikv_pd.lowlevel import Metadata, Req, Resp
+from tikv_pd.lowlevel import Metadata, Req, Resp, Waiter
 from tikv_pd.testing import MemoryConnection, MemoryStream, MemoryTransport, virtual_time
 from tikv_proto.services import PD, Rpc
 from tikv_region import KeyRange, RegionCache
@@ -53,8 +53,14 @@ class GatedTransport:
     def __init__(self, network: MemoryTransport) -> None:
         self.network = network
         self.now = network.now
-        self.waiter = network.waiter
         self.open()
+
+    def waiter(self) -> Waiter[Any]:
+        try:
+            # What it is over gRPC, done as soon as its task is cancelled.
+            return asyncio.get_running_loop().create_future()
+        except RuntimeError:
+            return self.network.waiter()
 
     def open(self) -> None:
         self.ready, self.send = anyio.Event(), anyio.Event()

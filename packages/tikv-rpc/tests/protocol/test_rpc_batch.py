@@ -11,7 +11,7 @@ import anyio.abc
 import anyio.lowlevel
 import pytest
 from tikv_pd.errors import RpcError
-from tikv_pd.lowlevel import Metadata, Req, Resp
+from tikv_pd.lowlevel import Metadata, Req, Resp, Waiter
 from tikv_pd.testing import MemoryConnection, MemoryStream, MemoryTransport, ServerStream, fail, virtual_time
 from tikv_proto import kvrpcpb, tikvpb
 from tikv_proto.services import Rpc, Tikv
@@ -73,6 +73,13 @@ class Asked:
             await self.ended.wait()
         assert self.error is None
         return bytes(self.answer.value)
+
+
+class FutureTransport(MemoryTransport):
+    """On asyncio: a waiter is what it is over gRPC, done as soon as its task is cancelled."""
+
+    def waiter(self) -> Waiter[Any]:
+        return asyncio.get_running_loop().create_future()
 
 
 class Line:
@@ -143,8 +150,9 @@ class Line:
 
 
 @pytest.fixture
-async def line() -> AsyncIterator[Line]:
-    async with MemoryTransport() as network, anyio.create_task_group() as tasks:
+async def line(anyio_backend_name: str) -> AsyncIterator[Line]:
+    transport = FutureTransport() if anyio_backend_name == "asyncio" else MemoryTransport()
+    async with transport as network, anyio.create_task_group() as tasks:
         yield Line(network, tasks)
         tasks.cancel_scope.cancel()
 
@@ -267,18 +275,6 @@ class TestAnswers:
 
         assert await asked.failure() == ("DEADLINE_EXCEEDED", True)
         assert client.stats().late == 1
-
-    async def test_an_answer_in_the_tick_of_the_cancellation_is_late(self, line: Line) -> None:
-        client = line.open()
-        (asked,) = await line.ask(client, b"a")
-        # The answer is in the client's hands before the cancelled task ran.
-        response = tikvpb.BatchCommandsResponse.Response(RawGet=kvrpcpb.RawGetResponse())
-        await line.streams[-1].send(tikvpb.BatchCommandsResponse(request_ids=[1], responses=[response]))
-
-        asked.scope.cancel()
-        await settle()
-
-        assert client.stats().in_flight == 0
 
     async def test_a_command_the_store_does_not_know_is_unimplemented(self, line: Line) -> None:
         client = line.open()
@@ -453,6 +449,27 @@ class TestBreaks:
         assert await writing.failure() == ("UNAVAILABLE", True)
         assert await queued.value() == b"3"
         assert len(line.streams) == 2
+
+    async def test_calls_made_at_any_moment_of_a_break_come_to_an_end(self, line: Line) -> None:
+        client = line.open()
+        await line.ask(client, b"a")
+        await line.answer((1, b"1"))
+
+        line.stop()
+        line.start()
+        asked = []
+        for _ in range(20):
+            asked.append(Asked(line.tasks, client, b"b", 10, "RawGet"))
+            await anyio.lowlevel.checkpoint()
+        await settle()
+        await line.answer(*[(number, b"2") for number in line.ids()[-1]])
+        for numbers in line.ids():
+            await line.answer(*[(number, b"2") for number in numbers])
+
+        with anyio.fail_after(5):
+            for call in asked:
+                await call.ended.wait()
+        assert asked[-1].error is None
 
     async def test_a_stream_that_broke_at_rest_is_replaced_unnoticed(self, line: Line) -> None:
         client = line.open()
@@ -663,3 +680,37 @@ class TestNativeCancellation:
         await asyncio.wait([caller])
 
         assert caller.cancelled()
+
+    @pytest.mark.parametrize("ticks", range(5))
+    async def test_an_answer_around_a_cancellation_is_taken_or_late(self, line: Line, ticks: int) -> None:
+        client = line.open()
+        caller = asyncio.create_task(client.call("RawGet", b"", b"", anyio.current_time() + 10, 10))
+        await settle()
+        response = tikvpb.BatchCommandsResponse.Response(RawGet=kvrpcpb.RawGetResponse())
+        answer = tikvpb.BatchCommandsResponse(request_ids=[1], responses=[response])
+
+        line.streams[-1]._responses.send_nowait(answer.SerializeToString())  # type: ignore[attr-defined]
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        caller.cancel()
+        await settle()
+
+        stats = client.stats()
+        assert (caller.cancelled(), stats.late, stats.in_flight) in {(True, 1, 0), (True, 0, 0), (False, 0, 0)}
+
+    async def test_a_failure_of_the_tick_of_a_cancellation_does_no_harm(self, line: Line) -> None:
+        fails = anyio.Event()
+
+        class Failing(MemoryConnection):
+            async def ready(self, *, timeout: float) -> None:
+                await fails.wait()
+                raise RpcError(ADDRESS, "connect", "UNAVAILABLE", f"not within {timeout}", sent=False)
+
+        client = line.serve(BatchClient(line.network, Failing(line.network, ADDRESS), RpcConfig()))
+        cancelled, other = await line.ask(client, b"a", b"b")
+
+        fails.set()
+        cancelled.scope.cancel()
+
+        assert await other.failure() == ("UNAVAILABLE", False)
+        assert cancelled.error is None
