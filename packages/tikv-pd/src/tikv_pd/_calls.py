@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 from tikv_proto.services import Rpc
@@ -14,9 +14,18 @@ from tikv_pd.backoff import Backoffer
 from tikv_pd.config import PdConfig
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import RpcError, TikvError
-from tikv_pd.lowlevel import Transport
+from tikv_pd.lowlevel import Metadata, Transport
 
 Resp = TypeVar("Resp", bound=Message)
+
+_FOLLOWER_MAY: Final = (("pd-allow-follower-handle", ""),)
+"""Metadata that lets a follower answer a query by itself."""
+_FORWARDED_HOST: Final = "pd-forwarded-host"
+"""Metadata that has a follower pass a request on to the leader of this URL."""
+_SILENCE: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
+"""gRPC codes of a member that cannot be reached, among other things."""
+_REST: Final = 10.0
+"""Seconds a member that failed is passed over, if there are others. Source: pd client, UniversalAPI error function."""
 
 
 class Calls:
@@ -35,6 +44,8 @@ class Calls:
         """The clock."""
         self.config = config
         """How patient to be."""
+        self._turn = 0
+        self._resting: dict[str, float] = {}
 
     def deadline(self, operation: str, timeout: float | None) -> Deadline:
         """Return the deadline of an operation that begins now."""
@@ -45,31 +56,87 @@ class Calls:
         return self.config.operation_timeout if timeout is None else timeout
 
     async def call(
-        self, operation: str, rpc: Rpc[Any, Resp], request: Any, timeout: float | None, *, is_patient: bool = False
+        self,
+        operation: str,
+        rpc: Rpc[Any, Resp],
+        request: Any,
+        timeout: float | None,
+        *,
+        is_patient: bool = False,
+        allow_follower: bool = False,
     ) -> Resp:
         """Send a request until it is answered, as an operation of its own."""
-        return await self.attempt(rpc, request, self.deadline(operation, timeout), is_patient=is_patient)
+        deadline = self.deadline(operation, timeout)
+        return await self.attempt(rpc, request, deadline, is_patient=is_patient, allow_follower=allow_follower)
 
-    async def attempt(self, rpc: Rpc[Any, Resp], request: Any, deadline: Deadline, *, is_patient: bool = False) -> Resp:
-        """Send a request to the leader until it answers; patiently when the answer may rightly take long."""
-        members = self.members
+    async def attempt(
+        self,
+        rpc: Rpc[Any, Resp],
+        request: Any,
+        deadline: Deadline,
+        *,
+        is_patient: bool = False,
+        allow_follower: bool = False,
+    ) -> Resp:
+        """Send a request to the leader until it answers.
+
+        Args:
+            rpc: Which RPC.
+            request: Its request; the header is filled in here.
+            deadline: When to give up.
+            is_patient: Whether one answer may rightly take long.
+            allow_follower: Whether a follower may be tried first, once.
+
+        With `PdConfig.forwarding` followers pass requests on to a leader that did not answer of late.
+        """
         limit = math.inf if is_patient else self.config.timeout
-        pursuit = Pursuit(members, Backoffer(deadline, budget=math.inf))
+        follower = self._follower() if allow_follower else None
+        if follower is not None:
+            answer = await self._send(follower, rpc, request, min(limit, deadline.check()), _FOLLOWER_MAY)
+            if not isinstance(answer, TikvError):
+                return answer
+            self._let_rest(follower)
+        pursuit = Pursuit(self.members, Backoffer(deadline, budget=math.inf))
         error: TikvError | None = None
         while True:
-            address = members.leader
-            self.sign(request)
-            try:
-                answer: Any = await members.connection(address).unary(
-                    rpc, request, timeout=min(limit, deadline.check(error))
-                )
-            except RpcError as failure:
-                error = failure
-            else:
-                if not answer.header.HasField("error"):
-                    return answer  # type: ignore[no-any-return]  # every response of PD has a header, no type says so
-                error = header_error(rpc.name, answer.header)
-            await pursuit.recover(address, error)
+            leader = self.members.leader
+            proxy = self._follower() if self.config.forwarding and self._rests(leader) else None
+            metadata = ((_FORWARDED_HOST, self.members.url(leader)),) if proxy is not None else ()
+            answer = await self._send(proxy or leader, rpc, request, min(limit, deadline.check(error)), metadata)
+            if not isinstance(answer, TikvError):
+                return answer
+            if isinstance(answer, RpcError) and answer.code in _SILENCE:
+                self._let_rest(proxy or leader)
+            error = answer
+            await pursuit.recover(leader, error)
+
+    def _follower(self) -> str | None:
+        """Return a member other than the leader, each in turn, less those that failed of late."""
+        known = self.members.known
+        followers = [each for each in known.members if each != known.leader and not self._rests(each)]
+        if not followers:
+            return None
+        self._turn += 1
+        return followers[self._turn % len(followers)]
+
+    def _let_rest(self, address: str) -> None:
+        self._resting[address] = self.transport.now() + _REST
+
+    def _rests(self, address: str) -> bool:
+        return self._resting.get(address, 0.0) > self.transport.now()
+
+    async def _send(
+        self, address: str, rpc: Rpc[Any, Resp], request: Any, timeout: float, metadata: Metadata = ()
+    ) -> Resp | TikvError:
+        """Return the answer of one member, or why there is none."""
+        self.sign(request)
+        try:
+            answer: Any = await self.members.connection(address).unary(rpc, request, timeout=timeout, metadata=metadata)
+        except RpcError as error:
+            return error
+        if answer.header.HasField("error"):
+            return header_error(rpc.name, answer.header)
+        return answer  # type: ignore[no-any-return]  # every response of PD has a header, no type says so
 
     def sign(self, request: Any) -> None:
         """Say in a request's header who asks, and which cluster."""

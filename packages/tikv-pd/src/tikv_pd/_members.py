@@ -19,6 +19,7 @@ from tikv_pd.backoff import PD_RPC, Backoffer
 from tikv_pd.config import PdConfig, strip_scheme
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import (
+    PD_ERRORS,
     ClosedError,
     ClusterMismatch,
     DeadlineExceeded,
@@ -151,7 +152,7 @@ def header_error(method: str, header: pdpb.ResponseHeader) -> PdError:
     """Return the error a header carries."""
     kind = header.error.type
     name = pdpb.ErrorType.Name(kind) if kind in pdpb.ErrorType.values() else str(kind)
-    return PdError(method, name, header.error.message)
+    return PD_ERRORS.get(name, PdError)(method, name, header.error.message)
 
 
 def _why(error: TikvError) -> str:
@@ -179,6 +180,10 @@ class Members:
         """Address of the leader; raises ClosedError after `aclose`."""
         self._check_open()
         return self.known.leader
+
+    def url(self, address: str) -> str:
+        """Return a member's address as other members know it."""
+        return f"{'https' if self._tls else 'http'}://{address}"
 
     def connection(self, address: str) -> Connection:
         """Return the connection to an address, made when first asked for."""

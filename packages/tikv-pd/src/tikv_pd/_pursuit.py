@@ -18,7 +18,7 @@ _PASSING_KINDS: Final = frozenset({"NOT_BOOTSTRAPPED"})
 _PASSING_KINDS_OF_METHOD: Final = {
     # A member that has not loaded the Regions yet says so; one that has, leaves the answer empty.
     method: frozenset({"REGION_NOT_FOUND"})
-    for method in ("GetRegion", "GetPrevRegion", "GetRegionByID", "BatchScanRegions")
+    for method in ("GetRegion", "GetPrevRegion", "GetRegionByID", "QueryRegion", "BatchScanRegions")
 }
 
 

@@ -15,6 +15,7 @@ from tikv_proto.services import Rpc
 from tikv_pd._calls import Calls
 from tikv_pd._members import Members
 from tikv_pd._oracle import Oracle
+from tikv_pd._region_queries import ById, ByKey, ByPrevKey, Query, RegionQueries, key_ranges
 from tikv_pd.config import Address, PdConfig, SecurityConfig, parse_address
 from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
@@ -34,6 +35,7 @@ class _Session:
     calls: Calls
     tso: Tso
     oracle: Oracle
+    regions: RegionQueries
     tasks: BackgroundTasks
 
 
@@ -105,10 +107,12 @@ class PdClient:
         calls = Calls(members, transport, self._config)
         tso = Tso(members, transport, self._config)
         oracle = Oracle(calls, tso)
+        regions = RegionQueries(calls)
         tasks.start_soon(members.run)
         tasks.start_soon(tso.run)
         tasks.start_soon(oracle.run)
-        self._session = _Session(transport, members, calls, tso, oracle, tasks)
+        tasks.start_soon(regions.run)
+        self._session = _Session(transport, members, calls, tso, oracle, regions, tasks)
         return self
 
     async def __aexit__(
@@ -226,23 +230,44 @@ class PdClient:
         request = pdpb.SetExternalTimestampRequest(timestamp=timestamp.ts)
         await self._call("set_external_timestamp", services.PD.SetExternalTimestamp, request, timeout)
 
-    async def get_region(self, key: bytes, *, timeout: float | None = None) -> Region | None:
-        """Return the Region that holds `key`; None when PD knows none. Source: pdpb.PD.GetRegion."""
-        request = pdpb.GetRegionRequest(region_key=as_bytes(key, "key"))
-        return await self._region("get_region", services.PD.GetRegion, request, timeout)
+    async def get_region(
+        self, key: bytes, *, need_buckets: bool = False, allow_follower: bool = False, timeout: float | None = None
+    ) -> Region | None:
+        """Return the Region that holds `key`; None when PD knows none.
 
-    async def get_prev_region(self, key: bytes, *, timeout: float | None = None) -> Region | None:
+        Callers at the same moment share one message to PD.
+
+        Args:
+            key: The key.
+            need_buckets: Whether to tell the Region's buckets.
+            allow_follower: Whether to ask a follower of PD first, which may lag behind and knows no buckets, to spare
+                the leader.
+            timeout: Seconds.
+
+        Source: pdpb.PD.QueryRegion; GetRegion where PD does not have that, and for followers.
+        """
+        query = ByKey(as_bytes(key, "key"), need_buckets)
+        return await self._region("get_region", query, timeout, allow_follower=allow_follower)
+
+    async def get_prev_region(
+        self, key: bytes, *, need_buckets: bool = False, allow_follower: bool = False, timeout: float | None = None
+    ) -> Region | None:
         """Return the Region that ends where the one holding `key` starts; None when there is none.
 
-        Source: pdpb.PD.GetPrevRegion.
+        Arguments as of `get_region`. Source: pdpb.PD.QueryRegion, GetPrevRegion.
         """
-        request = pdpb.GetRegionRequest(region_key=as_bytes(key, "key"))
-        return await self._region("get_prev_region", services.PD.GetPrevRegion, request, timeout)
+        query = ByPrevKey(as_bytes(key, "key"), need_buckets)
+        return await self._region("get_prev_region", query, timeout, allow_follower=allow_follower)
 
-    async def get_region_by_id(self, region_id: int, *, timeout: float | None = None) -> Region | None:
-        """Return the Region of this id; None when there is none, any more or yet. Source: pdpb.PD.GetRegionByID."""
-        request = pdpb.GetRegionByIDRequest(region_id=_id(region_id, "region_id"))
-        return await self._region("get_region_by_id", services.PD.GetRegionByID, request, timeout)
+    async def get_region_by_id(
+        self, region_id: int, *, need_buckets: bool = False, allow_follower: bool = False, timeout: float | None = None
+    ) -> Region | None:
+        """Return the Region of this id; None when there is none, any more or yet.
+
+        Arguments as of `get_region`. Source: pdpb.PD.QueryRegion, GetRegionByID.
+        """
+        query = ById(_id(region_id, "region_id"), need_buckets)
+        return await self._region("get_region_by_id", query, timeout, allow_follower=allow_follower)
 
     async def scan_regions(
         self, start: bytes, end: bytes = b"", *, limit: int = 128, timeout: float | None = None
@@ -256,13 +281,49 @@ class PdClient:
         start, end = as_bytes(start, "start"), as_bytes(end, "end")
         if end and start > end:
             raise ConfigError("start must not be above end; Regions are scanned in ascending order only")
-        if not 0 < limit < 2**31:
-            raise ConfigError(f"limit must be between 1 and 2**31 - 1, got {limit}")
+        _check_limit(limit)
         if end and start == end:
             return []
-        request = pdpb.BatchScanRegionsRequest(ranges=[pdpb.KeyRange(start_key=start, end_key=end)], limit=limit)
-        answer = await self._call("scan_regions", services.PD.BatchScanRegions, request, timeout)
-        return [region for region in map(Region.from_answer, answer.regions) if region is not None]
+        return await self._scan("scan_regions", [(start, end)], limit, timeout)
+
+    async def batch_scan_regions(
+        self,
+        ranges: Iterable[tuple[bytes, bytes]],
+        *,
+        limit: int = 128,
+        contain_all: bool = False,
+        need_buckets: bool = False,
+        allow_follower: bool = False,
+        timeout: float | None = None,
+    ) -> list[Region]:
+        """Return the Regions that overlap any of the ranges, in order of their keys, each once.
+
+        Args:
+            ranges: (start, end) pairs in ascending order that do not overlap; an empty end is unbounded.
+            limit: How many Regions in all.
+            contain_all: Whether a hole is an error.
+            need_buckets: Whether to tell the Regions' buckets.
+            allow_follower: Whether to ask a follower of PD first, as for `get_region`.
+            timeout: Seconds.
+
+        Raises:
+            RegionsIncomplete: PD knows no Region of a part of a range, and `contain_all` was asked for.
+
+        Source: pdpb.PD.BatchScanRegions.
+        """
+        pairs = [(as_bytes(start, "start"), as_bytes(end, "end")) for start, end in ranges]
+        _check_limit(limit)
+        if not pairs:
+            return []
+        return await self._scan(
+            "batch_scan_regions",
+            pairs,
+            limit,
+            timeout,
+            contain_all=contain_all,
+            need_buckets=need_buckets,
+            allow_follower=allow_follower,
+        )
 
     async def get_store(self, store_id: int, *, timeout: float | None = None) -> Store | None:
         """Return the store of this id, also one that left the cluster; None when PD never knew it.
@@ -338,10 +399,28 @@ class PdClient:
         return list(answer.failed_regions_id)
 
     async def _region(
-        self, name: str, rpc: Rpc[Any, pdpb.GetRegionResponse], request: Message, timeout: float | None
+        self, operation: str, query: Query, timeout: float | None, *, allow_follower: bool
     ) -> Region | None:
-        answer = await self._call(name, rpc, request, timeout)
-        return Region.from_answer(answer)
+        return await self._open_session().regions.get(operation, query, timeout, allow_follower=allow_follower)
+
+    async def _scan(
+        self,
+        operation: str,
+        ranges: list[tuple[bytes, bytes]],
+        limit: int,
+        timeout: float | None,
+        *,
+        contain_all: bool = False,
+        need_buckets: bool = False,
+        allow_follower: bool = False,
+    ) -> list[Region]:
+        request = pdpb.BatchScanRegionsRequest(
+            ranges=key_ranges(ranges), limit=limit, need_buckets=need_buckets, contain_all_key_range=contain_all
+        )
+        answer = await self._open_session().calls.call(
+            operation, services.PD.BatchScanRegions, request, timeout, allow_follower=allow_follower
+        )
+        return [region for region in map(Region.from_answer, answer.regions) if region is not None]
 
     async def _call(
         self, name: str, rpc: Rpc[Any, Resp], request: Message, timeout: float | None, *, is_patient: bool = False
@@ -359,6 +438,11 @@ def _grpc(security: SecurityConfig | None) -> Transport:
     from tikv_pd.grpc_transport import GrpcTransport  # noqa: PLC0415
 
     return GrpcTransport(security)
+
+
+def _check_limit(limit: int) -> None:
+    if not 0 < limit < 2**31:
+        raise ConfigError(f"limit must be between 1 and 2**31 - 1, got {limit}")
 
 
 def _id(value: int, what: str) -> int:

@@ -146,6 +146,8 @@ class PdConfig:
         default=2.0, validator=[validators.instance_of((int, float)), positive]
     )
     """Seconds between two timestamps of low resolution. Source: client-go defaultOracleUpdateInterval."""
+    forwarding: bool = attrs.field(default=False, validator=validators.instance_of(bool))
+    """Whether followers pass requests on to a leader that cannot be reached from here; timestamps excepted."""
     caller_component: str = "tikv-sdk-python"
     """Name that PD logs and counts requests under."""
     host_mapping: HostMapping | None = attrs.field(

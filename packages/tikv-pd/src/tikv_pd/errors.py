@@ -5,7 +5,7 @@ Each class answers two questions: did it happen (`undetermined`), and may the ca
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import attrs
 
@@ -125,6 +125,52 @@ class PdError(TikvError):
 
     def __str__(self) -> str:
         return f"PD refused {self.method}: {self.kind} ({self.message})"
+
+
+class NotBootstrapped(PdError):
+    """The cluster has no store yet."""
+
+
+class StoreTombstone(PdError):
+    """The store left the cluster for good."""
+
+
+class UnknownRegion(PdError):
+    """PD knows no such Region, or the member asked has not loaded it yet."""
+
+
+class EntryNotFound(PdError):
+    """There is nothing of this name or id."""
+
+
+class DuplicatedEntry(PdError):
+    """There is something of this name or id already."""
+
+
+class InvalidValue(PdError):
+    """PD does not accept this value now."""
+
+
+class DataCompacted(PdError):
+    """The history asked for is gone; what is now can still be read."""
+
+
+class RegionsIncomplete(PdError):
+    """PD knows no Region of a part of the range."""
+
+
+PD_ERRORS: Final[dict[str, type[PdError]]] = {
+    "NOT_BOOTSTRAPPED": NotBootstrapped,
+    "STORE_TOMBSTONE": StoreTombstone,
+    "REGION_NOT_FOUND": UnknownRegion,
+    "GLOBAL_CONFIG_NOT_FOUND": EntryNotFound,
+    "DUPLICATED_ENTRY": DuplicatedEntry,
+    "ENTRY_NOT_FOUND": EntryNotFound,
+    "INVALID_VALUE": InvalidValue,
+    "DATA_COMPACTED": DataCompacted,
+    "REGIONS_NOT_CONTAIN_ALL_KEY_RANGE": RegionsIncomplete,
+}
+"""Class for each `PdError.kind` that clients can meet; the others are plain `PdError`. Source: pdpb.ErrorType."""
 
 
 @attrs.define(eq=False)

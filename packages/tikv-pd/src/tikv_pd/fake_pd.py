@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import anyio
@@ -12,13 +12,24 @@ from google.protobuf.message import Message
 from tikv_proto import keyspacepb, pdpb
 from tikv_proto.services import PD, Keyspace as KeyspaceService, Rpc
 
-from tikv_pd.memory_transport import Handlers, MemoryTransport, ServerStream, StreamHandler, UnaryHandler, fail
+from tikv_pd.memory_transport import (
+    Handlers,
+    MemoryTransport,
+    ServerStream,
+    StreamHandler,
+    UnaryHandler,
+    fail,
+    request_metadata,
+)
 from tikv_pd.timestamp import LOGICAL_BITS, Timestamp
 from tikv_pd.topology import Keyspace, Peer, Region, RegionEpoch, Store
 
 Answer: TypeAlias = Callable[[Any], Message]
 """Makes the response to a request, without its header."""
 AnyRpc: TypeAlias = Rpc[Any, Any]
+
+_FOLLOWERS_MAY: frozenset[AnyRpc] = frozenset({PD.GetRegion, PD.GetPrevRegion, PD.GetRegionByID, PD.BatchScanRegions})
+"""What followers answer by themselves when the metadata of a request allows it."""
 
 
 @attrs.define(eq=False)
@@ -65,6 +76,8 @@ class FakePd:
         """The last timestamp granted."""
         self.external_timestamp = Timestamp(0, 0)
         """The timestamp an application keeps."""
+        self.region_queries: list[pdpb.QueryRegionRequest] = []
+        """Each message of the QueryRegion streams, its header left out."""
         self.tso_counts: list[int] = []
         """How many timestamps each TsoRequest asked for."""
         self.headers: list[pdpb.RequestHeader] = []
@@ -156,10 +169,10 @@ class FakePd:
     def handlers(self, address: str) -> Handlers:
         """Return what the member at `address` serves, to be altered and served in its place."""
         answers: dict[AnyRpc, Answer] = {
-            PD.GetRegion: lambda request: _region_answer(self._find(request.region_key)),
-            PD.GetPrevRegion: lambda request: _region_answer(self._find_before(request.region_key)),
+            PD.GetRegion: lambda request: _region_answer(self._find(request.region_key), request),
+            PD.GetPrevRegion: lambda request: _region_answer(self._find_before(request.region_key), request),
             PD.GetRegionByID: lambda request: _region_answer(
-                next((region for region in self.regions if region.id == request.region_id), None)
+                next((region for region in self.regions if region.id == request.region_id), None), request
             ),
             PD.BatchScanRegions: self._scan,
             PD.GetStore: self._get_store,
@@ -184,6 +197,7 @@ class FakePd:
         }
         served[PD.GetMembers] = self._unary(address, PD.GetMembers, self._get_members)
         served[PD.Tso] = lambda stream: self._tso(address, stream)
+        served[PD.QueryRegion] = lambda stream: self._query_regions(address, stream)
         return served
 
     def _unary(self, address: str, rpc: AnyRpc, answer: Answer) -> UnaryHandler:
@@ -201,8 +215,9 @@ class FakePd:
         """Let a scripted fault happen, then refuse what PD refuses; return an error for the header."""
         if rpc is not PD.GetMembers:
             self.headers.append(request.header)
+        befalls = {rpc, *_rpcs_of(request)} if rpc is PD.QueryRegion else {rpc}
         for fault in self._faults:
-            if fault.rpc is rpc and fault.address in {None, address} and fault.left > 0:
+            if fault.rpc in befalls and fault.address in {None, address} and fault.left > 0:
                 fault.left -= 1
                 error = await fault.act()
                 if error is not None:
@@ -212,8 +227,12 @@ class FakePd:
             return None
         if request.header.cluster_id != self.cluster_id:
             raise fail("FAILED_PRECONDITION", f"need cluster {self.cluster_id}, got {request.header.cluster_id}")
+        metadata = request_metadata()
         if address != self.leader:
-            raise fail("UNAVAILABLE", "not leader")
+            is_query = rpc in _FOLLOWERS_MAY and "pd-allow-follower-handle" in metadata
+            is_forwarded = self.leader is not None and metadata.get("pd-forwarded-host") == f"http://{self.leader}"
+            if not is_query and not is_forwarded:
+                raise fail("UNAVAILABLE", "not leader")
         return None
 
     async def _tso(self, address: str, stream: ServerStream) -> None:
@@ -231,6 +250,32 @@ class FakePd:
             self.timestamp = granted = Timestamp(granted.physical, granted.logical + request.count)
             last = pdpb.Timestamp(physical=granted.physical, logical=granted.logical)
             await stream.send(pdpb.TsoResponse(header=header, count=request.count, timestamp=last))
+
+    async def _query_regions(self, address: str, stream: ServerStream) -> None:
+        while True:
+            request: pdpb.QueryRegionRequest = await stream.receive()
+            error = await self._admit(address, PD.QueryRegion, request)
+            header = pdpb.ResponseHeader(cluster_id=self.cluster_id, error=error)
+            request.ClearField("header")
+            self.region_queries.append(request)
+            if error is not None:
+                await stream.send(pdpb.QueryRegionResponse(header=header))
+                continue
+            by_key = [self._find(key) for key in request.keys]
+            by_prev_key = [self._find_before(key) for key in request.prev_keys]
+            by_id = [region for region in self.regions if region.id in request.ids]
+            await stream.send(
+                pdpb.QueryRegionResponse(
+                    header=header,
+                    key_id_map=[region.id if region is not None else 0 for region in by_key],
+                    prev_key_id_map=[region.id if region is not None else 0 for region in by_prev_key],
+                    regions_by_id={
+                        region.id: pdpb.RegionResponse(**_parts(region, need_buckets=request.need_buckets))
+                        for region in (*by_key, *by_prev_key, *by_id)
+                        if region is not None
+                    },
+                )
+            )
 
     def _get_members(self, _request: pdpb.GetMembersRequest) -> pdpb.GetMembersResponse:
         members = {
@@ -269,8 +314,24 @@ class FakePd:
             if (not region.end_key or span.start_key < region.end_key)
             and (not span.end_key or region.start_key < span.end_key)
         ]
+        if request.contain_all_key_range and any(self._has_hole(span) for span in request.ranges):
+            return pdpb.BatchScanRegionsResponse(
+                header=_header("REGIONS_NOT_CONTAIN_ALL_KEY_RANGE", "found a hole region")
+            )
         unique = list(dict.fromkeys(found))
-        return pdpb.BatchScanRegionsResponse(regions=[_region(region) for region in unique[: request.limit or None]])
+        regions = [
+            pdpb.Region(**_parts(region, need_buckets=request.need_buckets))
+            for region in unique[: request.limit or None]
+        ]
+        return pdpb.BatchScanRegionsResponse(regions=regions)
+
+    def _has_hole(self, span: pdpb.KeyRange) -> bool:
+        key = span.start_key
+        while (region := self._find(key)) is not None:
+            if not region.end_key or (span.end_key and region.end_key >= span.end_key):
+                return False
+            key = region.end_key
+        return True
 
     def _get_store(self, request: pdpb.GetStoreRequest) -> pdpb.GetStoreResponse:
         store = self.stores.get(request.store_id)
@@ -301,24 +362,34 @@ def _header(kind: str, message: str) -> pdpb.ResponseHeader:
     return pdpb.ResponseHeader(error=pdpb.Error(type=pdpb.ErrorType.Value(kind), message=message))
 
 
-def _region(region: Region) -> pdpb.Region:
+def _rpcs_of(request: pdpb.QueryRegionRequest) -> Iterator[AnyRpc]:
+    """Yield the RPCs that ask by themselves what a message of QueryRegion asks: their faults befall it too."""
+    if request.keys:
+        yield PD.GetRegion
+    if request.prev_keys:
+        yield PD.GetPrevRegion
+    if request.ids:
+        yield PD.GetRegionByID
+
+
+def _parts(region: Region, *, need_buckets: bool) -> dict[str, Any]:
+    """Return the fields that every answer about a Region has."""
     states = {peer.id: peer for peer in region.peers}
-    return pdpb.Region(
-        region=region.to_pb(),
-        leader=region.leader.to_pb() if region.leader is not None else None,
-        down_peers=[pdpb.PeerStats(peer=_peer(states, peer_id)) for peer_id in region.down_peers],
-        pending_peers=[_peer(states, peer_id) for peer_id in region.pending_peers],
-    )
+    has_buckets = need_buckets and region.buckets is not None
+    return {
+        "region": region.to_pb(),
+        "leader": region.leader.to_pb() if region.leader is not None else None,
+        "down_peers": [pdpb.PeerStats(peer=_peer(states, peer_id)) for peer_id in region.down_peers],
+        "pending_peers": [_peer(states, peer_id) for peer_id in region.pending_peers],
+        "buckets": region.buckets.to_pb(region.id) if has_buckets and region.buckets is not None else None,
+    }
 
 
 def _peer(peers: dict[int, Peer], peer_id: int) -> Any:
     return peers[peer_id].to_pb()
 
 
-def _region_answer(region: Region | None) -> pdpb.GetRegionResponse:
+def _region_answer(region: Region | None, request: Any) -> pdpb.GetRegionResponse:
     if region is None:
         return pdpb.GetRegionResponse()
-    known = _region(region)
-    return pdpb.GetRegionResponse(
-        region=known.region, leader=known.leader, down_peers=known.down_peers, pending_peers=known.pending_peers
-    )
+    return pdpb.GetRegionResponse(**_parts(region, need_buckets=request.need_buckets))

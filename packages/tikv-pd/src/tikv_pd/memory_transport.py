@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, Self, TypeAlias
 
@@ -26,6 +27,13 @@ StreamHandler: TypeAlias = Callable[["ServerStream"], Awaitable[None]]
 """Serves one stream; the stream ends when it returns."""
 Handlers: TypeAlias = Mapping[Rpc[Any, Any], UnaryHandler | StreamHandler]
 """What a server offers; everything else answers UNIMPLEMENTED."""
+
+_METADATA: ContextVar[Metadata] = ContextVar("metadata", default=())
+
+
+def request_metadata() -> dict[str, str]:
+    """Return the metadata of the call or stream that the handler asking for it serves."""
+    return dict(_METADATA.get())
 
 
 def fail(code: str, details: str = "") -> RpcError:
@@ -130,12 +138,12 @@ class MemoryConnection:
         self, rpc: Rpc[Req, Resp], request: Req | bytes, *, timeout: float, metadata: Metadata = ()
     ) -> Resp:
         """Call the handler."""
-        del metadata
         if self.closed:
             raise RpcError(self._address, rpc.name, "CANCELLED", "the connection was closed")
         handler: UnaryHandler = self._transport.handler(self._address, rpc)
         broken = anyio.CancelScope()
         self._scopes[broken] = ""
+        token = _METADATA.set(metadata)
         try:
             with anyio.move_on_after(timeout), broken:
                 try:
@@ -147,12 +155,12 @@ class MemoryConnection:
                 raise RpcError(self._address, rpc.name, "UNAVAILABLE", self._scopes[broken])
             raise RpcError(self._address, rpc.name, "DEADLINE_EXCEEDED", "Deadline Exceeded")
         finally:
+            _METADATA.reset(token)
             del self._scopes[broken]
 
     def stream(self, rpc: Rpc[Req, Resp], *, metadata: Metadata = ()) -> MemoryStream[Req, Resp]:
         """Open a stream; without a server it is broken from the start."""
-        del metadata
-        stream: MemoryStream[Req, Resp] = MemoryStream(self._address, rpc)
+        stream: MemoryStream[Req, Resp] = MemoryStream(self._address, rpc, metadata)
         self._streams.append(stream)
         try:
             handler: StreamHandler = self._transport.handler(self._address, rpc)
@@ -182,9 +190,10 @@ class MemoryConnection:
 class MemoryStream(Generic[Req, Resp]):
     """The client's end of a stream."""
 
-    def __init__(self, address: str, rpc: Rpc[Req, Resp]) -> None:
+    def __init__(self, address: str, rpc: Rpc[Req, Resp], metadata: Metadata = ()) -> None:
         self.rpc = rpc
         """Which RPC it is."""
+        self._metadata = metadata
         self._address = address
         self._error: RpcError | None = None
         self._scope = anyio.CancelScope()
@@ -194,6 +203,7 @@ class MemoryStream(Generic[Req, Resp]):
     async def run(self, handler: StreamHandler) -> None:
         """Serve the stream until the handler returns, fails or the stream is broken."""
         error = RpcError(self._address, self.rpc.name, "UNAVAILABLE", "the server ended the stream")
+        _METADATA.set(self._metadata)
         with self._scope:
             try:
                 await handler(ServerStream(self.rpc, self._requests, self._to_client))

@@ -18,6 +18,7 @@ from tikv_pd.memory_transport import (
     StreamHandler as StreamHandler,
     UnaryHandler as UnaryHandler,
     fail as fail,
+    request_metadata as request_metadata,
 )
 
 

@@ -45,6 +45,28 @@ class Peer:
 
 
 @attrs.frozen
+class Buckets:
+    """Where a Region's data may be cut into parts of like size, for work on them side by side.
+
+    Source: metapb.Buckets.
+    """
+
+    version: int
+    """Grows whenever they change."""
+    keys: tuple[bytes, ...]
+    """Bounds in ascending order, those of the Region included."""
+
+    @classmethod
+    def from_pb(cls, buckets: metapb.Buckets) -> Buckets:
+        """Make the value from the message."""
+        return cls(buckets.version, tuple(buckets.keys))
+
+    def to_pb(self, region_id: int) -> metapb.Buckets:
+        """Make the message from the value."""
+        return metapb.Buckets(region_id=region_id, version=self.version, keys=self.keys)
+
+
+@attrs.frozen
 class Region:
     """A contiguous range of keys and its replicas.
 
@@ -68,6 +90,8 @@ class Region:
     """Ids of the peers PD has not heard of for a while."""
     pending_peers: tuple[int, ...] = ()
     """Ids of the peers that lag behind."""
+    buckets: Buckets | None = None
+    """Its buckets, if they were asked for and PD's leader knows any."""
 
     @classmethod
     def from_pb(
@@ -76,6 +100,7 @@ class Region:
         leader: metapb.Peer | None = None,
         down_peers: tuple[int, ...] = (),
         pending_peers: tuple[int, ...] = (),
+        buckets: Buckets | None = None,
     ) -> Region:
         """Make the value from the messages; a leader with id 0 stands for none."""
         return cls(
@@ -87,6 +112,7 @@ class Region:
             Peer.from_pb(leader) if leader is not None and leader.id else None,
             down_peers,
             pending_peers,
+            buckets,
         )
 
     @classmethod
@@ -99,6 +125,7 @@ class Region:
             answer.leader if answer.HasField("leader") else None,
             tuple(stats.peer.id for stats in answer.down_peers),
             tuple(peer.id for peer in answer.pending_peers),
+            Buckets.from_pb(answer.buckets) if answer.HasField("buckets") else None,
         )
 
     def to_pb(self) -> metapb.Region:

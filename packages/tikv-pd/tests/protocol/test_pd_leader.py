@@ -131,7 +131,7 @@ async def test_a_failure_of_one_attempt_is_not_seen(client: PdClient, pd: FakePd
     region = await client.get_region(b"k")
 
     assert region is not None
-    assert pd.calls(PD.GetRegion) == 3
+    assert pd.calls(PD.QueryRegion) == 3
 
 
 async def test_a_header_error_that_no_retry_cures_is_raised_at_once(client: PdClient, pd: FakePd) -> None:
@@ -197,15 +197,15 @@ async def test_concurrent_failures_share_one_round_of_questions(client: PdClient
 
 
 async def test_news_that_came_while_an_attempt_ran_are_not_asked_for_again(client: PdClient, pd: FakePd) -> None:
-    pd.hang(PD.GetRegion, at="pd1:2379")
+    pd.hang(PD.GetStore, at="pd1:2379")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(client.get_region, b"k")
+        tasks.start_soon(client.get_store, 1)
         await anyio.wait_all_tasks_blocked()
         pd.leader = "pd2:2379"
         await client.get_stores()
         asked_before = pd.calls(PD.GetMembers)
 
-    assert pd.calls(PD.GetRegion, at="pd2:2379") == 1
+    assert pd.calls(PD.GetStore, at="pd2:2379") == 1
     assert pd.calls(PD.GetMembers) == asked_before
 
 

@@ -1,0 +1,150 @@
+"""Queries of single Regions: over a stream that all callers share, or one RPC each where PD does not have it.
+
+Source: pdpb.PD.QueryRegion; pd client clients/router. Differences on purpose: a stream that breaks is replaced under
+those who wait, and an older PD is asked in the way it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Final, TypeAlias
+
+import attrs
+from tikv_proto import pdpb, services
+from tikv_proto.services import Rpc
+
+from tikv_pd._calls import Calls
+from tikv_pd._shared_stream import SharedStream
+from tikv_pd.errors import ConfigError, PdError
+from tikv_pd.topology import Region
+
+MAX_BATCH: Final = 10_000
+"""Queries in one message at most. Source: pd client router, maxRequestBatchSize."""
+
+
+@attrs.frozen
+class ByKey:
+    """The Region that holds a key."""
+
+    key: bytes
+    """The key, as PD holds it."""
+    need_buckets: bool = False
+    """Whether to tell its buckets."""
+
+
+@attrs.frozen
+class ByPrevKey:
+    """The Region before the one that holds a key."""
+
+    key: bytes
+    """The key, as PD holds it."""
+    need_buckets: bool = False
+    """Whether to tell its buckets."""
+
+
+@attrs.frozen
+class ById:
+    """The Region of an id."""
+
+    id: int
+    """The id."""
+    need_buckets: bool = False
+    """Whether to tell its buckets."""
+
+
+Query: TypeAlias = ByKey | ByPrevKey | ById
+
+
+class Directory:
+    """The exchange of Region queries."""
+
+    @property
+    def rpc(self) -> Rpc[pdpb.QueryRegionRequest, pdpb.QueryRegionResponse]:
+        """QueryRegion."""
+        return services.PD.QueryRegion
+
+    def ask(
+        self, questions: Sequence[Query], header: pdpb.RequestHeader
+    ) -> tuple[pdpb.QueryRegionRequest, Callable[[pdpb.QueryRegionResponse], Sequence[Region | None]]]:
+        """Return a request for all of them and what picks the Regions of the answer."""
+        request = pdpb.QueryRegionRequest(
+            header=header,
+            keys=[query.key for query in questions if isinstance(query, ByKey)],
+            prev_keys=[query.key for query in questions if isinstance(query, ByPrevKey)],
+            ids=[query.id for query in questions if isinstance(query, ById)],
+            need_buckets=any(query.need_buckets for query in questions),
+        )
+
+        def answers(answer: pdpb.QueryRegionResponse) -> Sequence[Region | None]:
+            if len(answer.key_id_map) != len(request.keys) or len(answer.prev_key_id_map) != len(request.prev_keys):
+                raise ValueError("the answer does not tell a Region for each key")
+            known = {each: Region.from_answer(region) for each, region in answer.regions_by_id.items()}
+            by_key, by_prev_key = iter(answer.key_id_map), iter(answer.prev_key_id_map)
+            found: list[Region | None] = []
+            for query in questions:
+                if isinstance(query, ById):
+                    region = known.get(query.id)
+                else:
+                    region = known.get(next(by_key if isinstance(query, ByKey) else by_prev_key))
+                if region is not None and region.buckets is not None and not query.need_buckets:
+                    # Somebody else in the batch asked for them.
+                    region = attrs.evolve(region, buckets=None)
+                found.append(region)
+            return found
+
+        return request, answers
+
+
+class RegionQueries:
+    """Answers queries of single Regions; its `run` must run."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        # The server answers one message at a time; what comes meanwhile gathers.
+        self._stream: SharedStream[Query, Region | None] = SharedStream(
+            Directory(), calls.members, calls.transport, calls.config, max_batch=MAX_BATCH, in_flight=1
+        )
+        self._has_stream = True
+
+    async def run(self) -> None:
+        """Serve the callers until cancelled."""
+        await self._stream.run()
+
+    async def get(self, operation: str, query: Query, timeout: float | None, *, allow_follower: bool) -> Region | None:
+        """Return the Region, None when PD knows none."""
+        deadline = self._calls.deadline(operation, timeout)
+        if self._has_stream and not allow_follower:
+            try:
+                return await self._stream.ask(query, operation, deadline.timeout)
+            except PdError as error:
+                if error.kind != "UNIMPLEMENTED":
+                    raise
+                self._has_stream = False
+        rpc, request = unary(query)
+        answer = await self._calls.attempt(rpc, request, deadline, allow_follower=allow_follower)
+        return Region.from_answer(answer)
+
+
+def unary(query: Query) -> tuple[Rpc[Any, pdpb.GetRegionResponse], pdpb.GetRegionRequest | pdpb.GetRegionByIDRequest]:
+    """Return the RPC of a query by itself, and its request."""
+    if isinstance(query, ById):
+        by_id = pdpb.GetRegionByIDRequest(region_id=query.id, need_buckets=query.need_buckets)
+        return services.PD.GetRegionByID, by_id
+    rpc = services.PD.GetRegion if isinstance(query, ByKey) else services.PD.GetPrevRegion
+    return rpc, pdpb.GetRegionRequest(region_key=query.key, need_buckets=query.need_buckets)
+
+
+def key_ranges(ranges: Sequence[tuple[bytes, bytes]]) -> list[pdpb.KeyRange]:
+    """Return half-open ranges as messages.
+
+    Raises:
+        ConfigError: they are not in ascending order, overlap, or one is empty.
+    """
+    for start, end in ranges:
+        if end and start >= end:
+            raise ConfigError("each range must begin before it ends")
+    for (_, end), (start, _) in pairwise(ranges):
+        if not end or start < end:
+            raise ConfigError("ranges must be in ascending order and must not overlap")
+    return [pdpb.KeyRange(start_key=start, end_key=end) for start, end in ranges]
