@@ -184,7 +184,7 @@ class GrpcStream(Generic[Req, Resp]):
     def __init__(self, address: str, name: str, call: grpc.aio.StreamStreamCall[Any, Resp]) -> None:
         self._address = address
         self._name = name
-        self._call = call
+        self._running: grpc.aio.StreamStreamCall[Any, Resp] | None = call
 
     async def send(self, request: Req | bytes) -> None:
         """Write one message."""
@@ -216,7 +216,17 @@ class GrpcStream(Generic[Req, Resp]):
 
     def cancel(self) -> None:
         """End the call."""
-        self._call.cancel()
+        if self._running is not None:
+            self._running.cancel()
+            # Whoever holds the call keeps its socket open, even when its channel is closed; and this stream may be held
+            # for long, by the frames of a task that was cancelled, which anyio leaves in a cycle of references.
+            self._running = None
+
+    @property
+    def _call(self) -> grpc.aio.StreamStreamCall[Any, Resp]:
+        if self._running is None:
+            raise RpcError(self._address, self._name, "CANCELLED", "the connection was closed")
+        return self._running
 
     async def _status(self) -> RpcError:
         """Return why the stream ended, also when it ended well."""

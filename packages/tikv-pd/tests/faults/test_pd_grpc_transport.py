@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -389,3 +390,34 @@ async def test_a_host_that_does_not_exist_is_reported() -> None:
 
     with pytest.raises(PdUnavailable, match=r"pd\.invalid:2379: "):
         await client.__aenter__()
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_cancelled_stream_lets_go_of_what_holds_its_socket(connection: GrpcConnection) -> None:
+    def calls() -> int:
+        return sum(isinstance(each, grpc.aio.Call) for each in gc.get_objects())
+
+    async def hold_stream() -> None:
+        stream = connection.stream(PD.Tso)
+        try:
+            await stream.send(pdpb.TsoRequest(header=HEADER, count=1))
+            await stream.receive()
+            await anyio.sleep_forever()
+        finally:
+            stream.cancel()
+
+    gc.collect()
+    before = calls()
+    gc.disable()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hold_stream)
+            await anyio.sleep(0.1)
+            under_way = calls()
+            tasks.cancel_scope.cancel()
+        await connection.aclose()
+
+        assert under_way == before + 1
+        assert calls() == before
+    finally:
+        gc.enable()
