@@ -264,7 +264,7 @@ USES: dict[str, Use] = {
 @pytest.mark.parametrize(("storage", "spoken"), [("v2", "v1"), ("v2", "v1ttl"), ("v1", "v2"), ("v1ttl", "v2")])
 async def test_a_client_of_another_api_version_is_told(storage: str, spoken: Any) -> None:
     async with EmbeddedCluster(api_version=storage) as cluster:
-        uses = {**USES, "scan reversed": lambda c: anext(c.scan(reverse=True))}
+        uses: dict[str, Use] = {**USES, "scan reversed": lambda c: anext(c.scan(reverse=True))}
         for use in [use for name, use in uses.items() if name != "ttl" or spoken != "v1"]:
             with within(2.0), pytest.raises(TikvError, match=r"(?i)api[ _]version|keyspace") as caught:
                 async with RawClient(cluster.url, api_version=spoken) as client:
