@@ -138,6 +138,10 @@ class AskedPd:
         self.asked.append("Store")
         return await self._pd.get_store(store_id, timeout=timeout)
 
+    async def get_stores(self, *, timeout: float) -> list[Store]:
+        self.asked.append("Stores")
+        return await self._pd.get_stores(timeout=timeout)
+
 
 @pytest.fixture
 async def pd(cluster: FakeCluster) -> AsyncIterator[AskedPd]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -13,7 +14,7 @@ from google.protobuf.message import Message
 from tikv_pd import PdClient, Peer, RegionEpoch
 from tikv_pd.errors import RpcError
 from tikv_pd.testing import FakePd, Handlers, MemoryTransport, ServerStream, StreamHandler, UnaryHandler, fail
-from tikv_proto import errorpb, tikvpb
+from tikv_proto import errorpb, kvrpcpb, tikvpb
 from tikv_proto.services import Rpc, Tikv, all_rpcs
 from tikv_region import KeyCodec, RegionCache, RegionConfig
 from tikv_region.testing import RegionMap
@@ -123,12 +124,7 @@ class FakeStore:
 
     def hang_next(self, rpc: AnyRpc | None, *, times: float = 1) -> None:
         """Do nothing and never answer."""
-
-        async def act(_request: Any, _serve: Serve) -> Message:
-            await anyio.sleep_forever()
-            raise AssertionError
-
-        self.script(rpc, act, times=times)
+        self.delay_next(rpc, math.inf, times=times)
 
     def delay_next(self, rpc: AnyRpc | None, seconds: float, *, times: float = 1) -> None:
         """Serve after a while."""
@@ -201,14 +197,12 @@ class FakeStore:
             await stream.send(tikvpb.BatchCommandsResponse(request_ids=[number], responses=[response]))
 
         async with anyio.create_task_group() as tasks:
-            try:
-                while True:
-                    message = await stream.receive()
-                    self.batch_sizes.append(len(message.requests))
-                    for number, command in zip(message.request_ids, message.requests, strict=True):
-                        tasks.start_soon(answer, number, command)
-            except (anyio.EndOfStream, anyio.ClosedResourceError):
-                tasks.cancel_scope.cancel()
+            # Until the stream breaks: then this task is cancelled.
+            while True:
+                message = await stream.receive()
+                self.batch_sizes.append(len(message.requests))
+                for number, command in zip(message.request_ids, message.requests, strict=True):
+                    tasks.start_soon(answer, number, command)
         if failures:
             raise failures[0]
 
@@ -216,8 +210,8 @@ class FakeStore:
 class FakeCluster:
     """Stores and a PD on a network in memory. Use inside `async with`; it lives on any anyio backend.
 
-    All stores share one map of pairs, as if replication took no time. Requests with a Context are checked as TiKV
-    checks them: store, Region, peer, leader, epoch, keys. Moves take effect at once, and PD learns of them at once
+    All stores share one map of pairs, as if replication took no time. Requests with keys are checked as TiKV checks
+    them: cluster, store, Region, peer, leader, epoch, keys. Moves take effect at once, and PD learns of them at once
     unless `pd_lags`.
 
     Args:
@@ -328,10 +322,11 @@ class FakeCluster:
     async def answer(self, store: FakeStore, rpc: AnyRpc, request: Any) -> Message:
         """Serve a request at a store: refuse it as TiKV would, or hand it to its handler."""
         bounds: Bounds = (b"", b"")
-        if "context" in request.DESCRIPTOR.fields_by_name:
+        keys = _keys(request)
+        if keys:
             if request.context.cluster_id != self.pd.cluster_id:
                 raise fail("INVALID_ARGUMENT", f"cluster id mismatch, needs {self.pd.cluster_id}")
-            refusal = self._refusal(store, request)
+            refusal = self._refusal(store, request.context, keys)
             if refusal is not None:
                 refused: Message = rpc.response(region_error=refusal)
                 return refused
@@ -355,14 +350,13 @@ class FakeCluster:
         if not self.pd_lags:
             self.update_pd()
 
-    def _refusal(self, store: FakeStore, request: Any) -> errorpb.Error | None:
-        context = request.context
+    def _refusal(self, store: FakeStore, context: kvrpcpb.Context, keys: Iterable[bytes]) -> errorpb.Error | None:
         if context.peer.store_id != store.id:
             mismatch = errorpb.StoreNotMatch(request_store_id=context.peer.store_id, actual_store_id=store.id)
             return errorpb.Error(message="store not match", store_not_match=mismatch)
         peer = Peer.from_pb(context.peer)
         epoch = RegionEpoch(context.region_epoch.conf_ver, context.region_epoch.version)
-        for key in _keys(request):
+        for key in keys:
             refusal = self.map.refusal(context.region_id, epoch, peer, self.map.codec.decode_key(key))
             if refusal is not None:
                 return refusal
@@ -376,7 +370,7 @@ class FakeCluster:
 
 
 def _keys(request: Any) -> list[bytes]:
-    """Return the keys by which TiKV tells whether the Region is right."""
+    """Return the keys by which TiKV tells whether the Region is right; none for a request to a store as a whole."""
     fields = request.DESCRIPTOR.fields_by_name
     if "key" in fields:
         return [request.key]
@@ -386,6 +380,6 @@ def _keys(request: Any) -> list[bytes]:
         return [pair.key for pair in request.pairs]
     if "ranges" in fields:
         return [span.start_key for span in request.ranges]
-    if getattr(request, "reverse", False):
-        return [request.end_key]
-    return [request.start_key]
+    if "start_key" in fields:
+        return [request.end_key if getattr(request, "reverse", False) else request.start_key]
+    return []
