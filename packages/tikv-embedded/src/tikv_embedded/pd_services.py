@@ -10,6 +10,7 @@ from tikv_embedded.pd_members import PdMember
 from tikv_embedded.pd_service import PdService
 from tikv_embedded.pd_state import PdState
 from tikv_embedded.pd_timestamp_service import PdTimestampService
+from tikv_embedded.resource_manager_service import ResourceManagerService
 from tikv_embedded.rpc_handlers import Handler
 
 
@@ -22,5 +23,6 @@ def pd_handlers(state: PdState, member: PdMember) -> list[Handler]:
         PdTimestampService(state, member),
         MetaStorageService(state, member),
         GlobalConfigService(state),
+        ResourceManagerService(state, member),
     )
     return [handler for service in services for handler in service.handlers()]

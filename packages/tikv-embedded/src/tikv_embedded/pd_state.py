@@ -20,6 +20,7 @@ from tikv_embedded.gc_store import GcStates
 from tikv_embedded.keyspaces import Keyspaces
 from tikv_embedded.pd_header import error_header, header
 from tikv_embedded.pd_members import PdMember, PdMembers, Refusal
+from tikv_embedded.resource_groups import ResourceGroups
 from tikv_embedded.revisions import RevisionedStore
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, unary
 from tikv_embedded.topology import Topology
@@ -43,6 +44,7 @@ class PdState:
     pairs: RevisionedStore
     gc: GcStates
     marks: TimestampMarks
+    resource_groups: ResourceGroups
 
     @classmethod
     def open(
@@ -59,7 +61,8 @@ class PdState:
         pairs = RevisionedStore(engine)
         gc = GcStates(pairs, keyspaces, topology.cluster_id, clock.seconds)
         marks = TimestampMarks(pairs, topology.cluster_id)
-        return cls(mode, topology, oracle, keyspaces, members, clock, pairs, gc, marks)
+        groups = ResourceGroups(pairs, keyspaces)
+        return cls(mode, topology, oracle, keyspaces, members, clock, pairs, gc, marks, groups)
 
     @property
     def header(self) -> pdpb.ResponseHeader:
