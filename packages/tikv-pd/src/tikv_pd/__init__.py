@@ -35,6 +35,7 @@ from tikv_pd.errors import (
     DuplicatedEntry as DuplicatedEntry,
     EntryNotFound as EntryNotFound,
     FutureTimestamp as FutureTimestamp,
+    GcBarrierTooOld as GcBarrierTooOld,
     InvalidValue as InvalidValue,
     KeyspaceNotFound as KeyspaceNotFound,
     NotBootstrapped as NotBootstrapped,
@@ -48,6 +49,15 @@ from tikv_pd.errors import (
     UndeterminedError as UndeterminedError,
     UnknownRegion as UnknownRegion,
 )
+from tikv_pd.gc import (
+    Gc as Gc,
+    GcBarrier as GcBarrier,
+    GcState as GcState,
+    SafePointAdvance as SafePointAdvance,
+)
+from tikv_pd.keyspaces import (
+    Keyspaces as Keyspaces,
+)
 from tikv_pd.timestamp import (
     LATEST as LATEST,
     Timestamp as Timestamp,
@@ -55,6 +65,8 @@ from tikv_pd.timestamp import (
 from tikv_pd.topology import (
     Buckets as Buckets,
     Keyspace as Keyspace,
+    Member as Member,
+    Operator as Operator,
     Peer as Peer,
     Region as Region,
     RegionEpoch as RegionEpoch,

@@ -6,6 +6,7 @@ import math
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
+from tikv_proto import services
 from tikv_proto.services import Rpc
 
 from tikv_pd._members import Members, header_error
@@ -129,7 +130,9 @@ class Calls:
         self, address: str, rpc: Rpc[Any, Resp], request: Any, timeout: float, metadata: Metadata = ()
     ) -> Resp | TikvError:
         """Return the answer of one member, or why there is none."""
-        self.sign(request)
+        if rpc is not services.PD.GetMembers:
+            # Members tell who they are to clients that do not know the cluster's id yet.
+            self.sign(request)
         try:
             answer: Any = await self.members.connection(address).unary(rpc, request, timeout=timeout, metadata=metadata)
         except RpcError as error:

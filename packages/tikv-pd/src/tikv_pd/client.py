@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import anyio
 import attrs
 from google.protobuf.message import Message
-from tikv_proto import keyspacepb, pdpb, services
+from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
 from tikv_pd._calls import Calls
@@ -17,10 +17,12 @@ from tikv_pd._members import Members
 from tikv_pd._oracle import Oracle
 from tikv_pd._region_queries import ById, ByKey, ByPrevKey, Query, RegionQueries, key_ranges
 from tikv_pd.config import Address, PdConfig, SecurityConfig, parse_address
-from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError
+from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError, UnknownRegion
+from tikv_pd.gc import Gc
+from tikv_pd.keyspaces import Keyspaces
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
 from tikv_pd.timestamp import Timestamp
-from tikv_pd.topology import Keyspace, Region, Store
+from tikv_pd.topology import Keyspace, Member, Operator, Region, Store
 from tikv_pd.tso import Tso
 
 Resp = TypeVar("Resp", bound=Message)
@@ -36,6 +38,8 @@ class _Session:
     tso: Tso
     oracle: Oracle
     regions: RegionQueries
+    gc: Gc
+    keyspaces: Keyspaces
     tasks: BackgroundTasks
 
 
@@ -112,7 +116,7 @@ class PdClient:
         tasks.start_soon(tso.run)
         tasks.start_soon(oracle.run)
         tasks.start_soon(regions.run)
-        self._session = _Session(transport, members, calls, tso, oracle, regions, tasks)
+        self._session = _Session(transport, members, calls, tso, oracle, regions, Gc(calls), Keyspaces(calls), tasks)
         return self
 
     async def __aexit__(
@@ -136,6 +140,25 @@ class PdClient:
     def leader(self) -> str:
         """Address of PD's leader as far as known. Raises ClosedError when the client is not open."""
         return self._open_session().members.leader
+
+    @property
+    def gc(self) -> Gc:
+        """Safe points and barriers of garbage collection. Raises ClosedError when the client is not open."""
+        return self._open_session().gc
+
+    @property
+    def keyspaces(self) -> Keyspaces:
+        """Keyspaces in any state. Raises ClosedError when the client is not open."""
+        return self._open_session().keyspaces
+
+    async def get_members(self, *, timeout: float | None = None) -> list[Member]:
+        """Return PD's members in no given order. Source: pdpb.PD.GetMembers."""
+        answer = await self._call("get_members", services.PD.GetMembers, pdpb.GetMembersRequest(), timeout)
+        leader = answer.leader.member_id
+        return [
+            Member(each.member_id, each.name, tuple(each.client_urls), each.member_id == leader, each.binary_version)
+            for each in answer.members
+        ]
 
     async def get_ts(self, *, timeout: float | None = None) -> Timestamp:
         """Return a timestamp above every one granted before the call, by this client or any other.
@@ -358,14 +381,7 @@ class PdClient:
 
         Source: keyspacepb.Keyspace.LoadKeyspace.
         """
-        request = keyspacepb.LoadKeyspaceRequest(name=name)
-        try:
-            answer = await self._call("load_keyspace", services.Keyspace.LoadKeyspace, request, timeout)
-        except PdError as error:
-            if error.kind != "ENTRY_NOT_FOUND":
-                raise
-            raise KeyspaceNotFound(name, error.message) from error
-        keyspace = Keyspace.from_pb(answer.keyspace)
+        keyspace = await self.keyspaces.get(name, timeout=timeout)
         if keyspace.state != "ENABLED":
             raise KeyspaceNotFound(name, f"it is {keyspace.state}")
         return keyspace
@@ -397,6 +413,34 @@ class PdClient:
         request = pdpb.ScatterRegionRequest(regions_id=[_id(each, "region_id") for each in region_ids], group=group)
         answer = await self._call("scatter_regions", services.PD.ScatterRegion, request, timeout, is_patient=True)
         return list(answer.failed_regions_id)
+
+    async def split_and_scatter_regions(
+        self, keys: Iterable[bytes], *, group: str = "", timeout: float | None = None
+    ) -> list[int]:
+        """Split Regions as `split_regions` does, spread the new ones over the stores, and return their ids.
+
+        Source: pdpb.PD.SplitAndScatterRegions.
+        """
+        request = pdpb.SplitAndScatterRegionsRequest(split_keys=[as_bytes(key, "key") for key in keys], group=group)
+        answer = await self._call(
+            "split_and_scatter_regions", services.PD.SplitAndScatterRegions, request, timeout, is_patient=True
+        )
+        return list(answer.regions_id)
+
+    async def get_operator(self, region_id: int, *, timeout: float | None = None) -> Operator | None:
+        """Return what PD's scheduler does, or did last, with a Region; None when it knows of nothing.
+
+        A Region is scattered once the operator is no `scatter-region` any more, or not `RUNNING`.
+
+        Source: pdpb.PD.GetOperator.
+        """
+        request = pdpb.GetOperatorRequest(region_id=_id(region_id, "region_id"))
+        try:
+            answer = await self._call("get_operator", services.PD.GetOperator, request, timeout)
+        except UnknownRegion:
+            return None
+        status = pdpb.OperatorStatus.Name(answer.status)
+        return Operator(answer.region_id, answer.desc.decode(), status, answer.kind.decode())
 
     async def _region(
         self, operation: str, query: Query, timeout: float | None, *, allow_follower: bool

@@ -243,5 +243,18 @@ class FutureTimestamp(TikvError):
         return f"timestamp {self.ts} is in the future: PD is at {self.current}"
 
 
+@attrs.define(eq=False)
+class GcBarrierTooOld(TikvError):
+    """The txn safe point is beyond a barrier that was to hold it back: what it was to keep may be gone."""
+
+    ts: int
+    """Where the barrier was to be."""
+    txn_safe_point: int
+    """Where the txn safe point is."""
+
+    def __str__(self) -> str:
+        return f"a barrier at {self.ts} comes too late: the txn safe point is {self.txn_safe_point}"
+
+
 def _because(cause: BaseException | None) -> str:
     return f": {cause}" if cause is not None else ""

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from tikv_proto import keyspacepb, pdpb
 from tikv_proto.services import PD, Keyspace as KeyspaceService, Rpc
 
+from tikv_pd.fake_gc import FakeGc
 from tikv_pd.memory_transport import (
     Handlers,
     MemoryTransport,
@@ -22,7 +23,7 @@ from tikv_pd.memory_transport import (
     request_metadata,
 )
 from tikv_pd.timestamp import LOGICAL_BITS, Timestamp
-from tikv_pd.topology import Keyspace, Peer, Region, RegionEpoch, Store
+from tikv_pd.topology import Keyspace, Operator, Peer, Region, RegionEpoch, Store
 
 Answer: TypeAlias = Callable[[Any], Message]
 """Makes the response to a request, without its header."""
@@ -30,6 +31,14 @@ AnyRpc: TypeAlias = Rpc[Any, Any]
 
 _FOLLOWERS_MAY: frozenset[AnyRpc] = frozenset({PD.GetRegion, PD.GetPrevRegion, PD.GetRegionByID, PD.BatchScanRegions})
 """What followers answer by themselves when the metadata of a request allows it."""
+
+_KEYSPACE_STEPS = {
+    "ENABLED": {"ENABLED", "DISABLED"},
+    "DISABLED": {"ENABLED", "DISABLED", "ARCHIVED"},
+    "ARCHIVED": {"ARCHIVED", "TOMBSTONE"},
+    "TOMBSTONE": {"TOMBSTONE"},
+}
+"""What states a keyspace may go to from each."""
 
 
 @attrs.define(eq=False)
@@ -72,6 +81,10 @@ class FakePd:
         """The stores by id."""
         self.keyspaces: dict[str, Keyspace] = {}
         """The keyspaces by name."""
+        self.operators: dict[int, Operator] = {}
+        """What the scheduler does, by Region."""
+        self.gc = FakeGc()
+        """Garbage collection."""
         self.timestamp = Timestamp(1_000_000, 0)
         """The last timestamp granted."""
         self.external_timestamp = Timestamp(0, 0)
@@ -190,7 +203,13 @@ class FakePd:
             ),
             PD.GetExternalTimestamp: lambda _: pdpb.GetExternalTimestampResponse(timestamp=self.external_timestamp.ts),
             PD.SetExternalTimestamp: self._set_external_timestamp,
+            PD.SplitAndScatterRegions: self._split_and_scatter,
+            PD.GetOperator: self._get_operator,
             KeyspaceService.LoadKeyspace: self._load_keyspace,
+            KeyspaceService.LoadKeyspaceByID: self._load_keyspace_by_id,
+            KeyspaceService.GetAllKeyspaces: self._get_keyspaces,
+            KeyspaceService.UpdateKeyspaceState: self._update_keyspace,
+            **self.gc.answers(),
         }
         served: dict[AnyRpc, UnaryHandler | StreamHandler] = {
             rpc: self._unary(address, rpc, answer) for rpc, answer in answers.items()
@@ -352,9 +371,45 @@ class FakePd:
         keyspace = self.keyspaces.get(request.name)
         if keyspace is None:
             return keyspacepb.LoadKeyspaceResponse(header=_header("ENTRY_NOT_FOUND", "keyspace does not exist"))
-        state = keyspacepb.KeyspaceState.Value(keyspace.state)
-        return keyspacepb.LoadKeyspaceResponse(
-            keyspace=keyspacepb.KeyspaceMeta(id=keyspace.id, name=keyspace.name, state=state)
+        return keyspacepb.LoadKeyspaceResponse(keyspace=keyspace.to_pb())
+
+    def _load_keyspace_by_id(self, request: keyspacepb.LoadKeyspaceByIDRequest) -> keyspacepb.LoadKeyspaceResponse:
+        names = [keyspace.name for keyspace in self.keyspaces.values() if keyspace.id == request.id]
+        return self._load_keyspace(keyspacepb.LoadKeyspaceRequest(name=names[0] if names else ""))
+
+    def _get_keyspaces(self, request: keyspacepb.GetAllKeyspacesRequest) -> keyspacepb.GetAllKeyspacesResponse:
+        found = sorted(
+            (each for each in self.keyspaces.values() if each.id >= request.start_id), key=lambda each: each.id
+        )
+        return keyspacepb.GetAllKeyspacesResponse(keyspaces=[each.to_pb() for each in found[: request.limit or None]])
+
+    def _update_keyspace(
+        self, request: keyspacepb.UpdateKeyspaceStateRequest
+    ) -> keyspacepb.UpdateKeyspaceStateResponse:
+        keyspace = next((each for each in self.keyspaces.values() if each.id == request.id), None)
+        if keyspace is None:
+            return keyspacepb.UpdateKeyspaceStateResponse(header=_header("ENTRY_NOT_FOUND", "keyspace does not exist"))
+        state = keyspacepb.KeyspaceState.Name(request.state)
+        if state not in _KEYSPACE_STEPS[keyspace.state]:
+            return keyspacepb.UpdateKeyspaceStateResponse(header=_header("UNKNOWN", "cannot change keyspace state"))
+        self.keyspaces[keyspace.name] = keyspace = attrs.evolve(keyspace, state=state)
+        return keyspacepb.UpdateKeyspaceStateResponse(keyspace=keyspace.to_pb())
+
+    def _get_operator(self, request: pdpb.GetOperatorRequest) -> pdpb.GetOperatorResponse:
+        operator = self.operators.get(request.region_id)
+        if operator is None:
+            return pdpb.GetOperatorResponse(header=_header("REGION_NOT_FOUND", "Not Found"))
+        return pdpb.GetOperatorResponse(
+            region_id=operator.region_id,
+            desc=operator.description.encode(),
+            status=pdpb.OperatorStatus.Value(operator.status),
+            kind=operator.kind.encode(),
+        )
+
+    def _split_and_scatter(self, request: pdpb.SplitAndScatterRegionsRequest) -> pdpb.SplitAndScatterRegionsResponse:
+        made = self._split(pdpb.SplitRegionsRequest(split_keys=request.split_keys)).regions_id
+        return pdpb.SplitAndScatterRegionsResponse(
+            split_finished_percentage=100, scatter_finished_percentage=100, regions_id=made
         )
 
 

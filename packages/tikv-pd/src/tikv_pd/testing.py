@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tikv_pd.fake_gc import FakeGc as FakeGc
 from tikv_pd.fake_pd import FakePd as FakePd
 from tikv_pd.memory_transport import (
     EventWaiter as EventWaiter,

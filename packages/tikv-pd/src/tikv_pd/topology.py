@@ -187,8 +187,46 @@ class Keyspace:
     """Unique name; `DEFAULT` has id 0."""
     state: str
     """keyspacepb.KeyspaceState by name, such as `ENABLED`."""
+    config: tuple[tuple[str, str], ...] = ()
+    """(key, value) pairs such as ("gc_management_type", "keyspace_level"), sorted."""
 
     @classmethod
     def from_pb(cls, keyspace: keyspacepb.KeyspaceMeta) -> Keyspace:
         """Make the value from the message."""
-        return cls(keyspace.id, keyspace.name, keyspacepb.KeyspaceState.Name(keyspace.state))
+        state = keyspacepb.KeyspaceState.Name(keyspace.state)
+        return cls(keyspace.id, keyspace.name, state, tuple(sorted(keyspace.config.items())))
+
+    def to_pb(self) -> keyspacepb.KeyspaceMeta:
+        """Make the message from the value."""
+        state = keyspacepb.KeyspaceState.Value(self.state)
+        return keyspacepb.KeyspaceMeta(id=self.id, name=self.name, state=state, config=dict(self.config))
+
+
+@attrs.frozen
+class Member:
+    """One PD process. Source: pdpb.Member."""
+
+    id: int
+    """Id of the member."""
+    name: str
+    """Its name."""
+    client_urls: tuple[str, ...]
+    """Where clients reach it, with scheme."""
+    is_leader: bool
+    """Whether it leads PD."""
+    version: str = ""
+    """Its version."""
+
+
+@attrs.frozen
+class Operator:
+    """What PD's scheduler does, or did last, with a Region. Source: pdpb.GetOperatorResponse."""
+
+    region_id: int
+    """The Region."""
+    description: str
+    """What it is for, such as `scatter-region`."""
+    status: str
+    """pdpb.OperatorStatus by name, such as `RUNNING`."""
+    kind: str
+    """What it changes, such as `region,leader`."""
