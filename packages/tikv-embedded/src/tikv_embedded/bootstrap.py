@@ -27,10 +27,11 @@ def open_state(engine: Engine, options: ClusterOptions) -> tuple[Topology, Keysp
     if found is not None and found.mode is not options.mode:
         raise OptionError(f"the data is of api_version {found.mode.value!r}, not {options.mode.value!r}")
     keyspaces = Keyspaces(engine)
-    known = [keyspaces.ensure(name) for name in (DEFAULT_NAME, *options.keyspaces)]
+    for name in (DEFAULT_NAME, *options.keyspaces):
+        keyspaces.ensure(name)
     bounds = [user_bound(options.mode, key) for key in options.split_keys]
     if options.mode is ApiMode.V2:
-        bounds += itertools.chain.from_iterable(txn_bounds(keyspace.id) for keyspace in known)
+        bounds += itertools.chain.from_iterable(txn_bounds(keyspace.id) for keyspace in keyspaces.since(0))
     if found is None:
         found = new_cluster(options, sorted(set(bounds)))
         batch = WriteBatch()

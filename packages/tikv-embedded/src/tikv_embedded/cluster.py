@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 import attrs
 
+from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.bootstrap import open_state, user_bound
 from tikv_embedded.clock import Clock
 from tikv_embedded.endpoint import Endpoint
 from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine
-from tikv_embedded.errors import ClusterNotRunningError, TopologyError
+from tikv_embedded.errors import ClusterNotRunningError, OptionError, TopologyError
+from tikv_embedded.keyspaces import txn_bounds
 from tikv_embedded.options import ClusterOptions, check_options
 from tikv_embedded.pd_controls import PdControls
 from tikv_embedded.pd_members import PdMember, PdMembers
@@ -225,6 +227,25 @@ class EmbeddedCluster:
             TopologyError: no such Region or peer, or no other peer could lead.
         """
         return self._state.topology.remove_peer(region_id, store_id)
+
+    def create_keyspace(self, name: str, config: Mapping[str, str] | None = None) -> int:
+        """Make an ENABLED keyspace with Regions of its own, and return its id; `v2` alone.
+
+        Args:
+            name: 1 to 20 letters, digits, `-` or `_`.
+            config: Free settings; `gc_management_type: keyspace_level` gives it safe points of its own.
+
+        Raises:
+            OptionError: another storage mode, not a name, or one that is taken.
+        """
+        state = self._state
+        if self._options.mode is not ApiMode.V2:
+            raise OptionError("keyspaces need api_version='v2'")
+        if state.pd.keyspaces.by_name(name) is not None:
+            raise OptionError(f"there is a keyspace {name!r} already")
+        keyspace = state.pd.keyspaces.ensure(name, config)
+        state.topology.split(txn_bounds(keyspace.id))
+        return keyspace.id
 
     def transfer_pd_leader(self, member: int | str) -> None:
         """Let another PD member lead: its index in `pd_addresses`, or its name (`pd-1` and so on).

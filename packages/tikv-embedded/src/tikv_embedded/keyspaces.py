@@ -5,9 +5,10 @@ Source: tikv/pd pkg/keyspace (keyspace.go, util.go).
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 from tikv_proto import keyspacepb
 
@@ -51,6 +52,9 @@ class Keyspaces:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._by_id = {keyspace.id: keyspace for keyspace in meta.load_keyspaces(engine)}
+        self._changes = 0
+        self._changed_at: dict[int, int] = {}
+        self._changed = asyncio.Event()
 
     def ensure(self, name: str, config: Mapping[str, str] | None = None) -> keyspacepb.KeyspaceMeta:
         """Return the keyspace of that name, created ENABLED and with `config` if there is none.
@@ -89,6 +93,18 @@ class Keyspaces:
             if keyspace_id >= start_id:
                 yield self._by_id[keyspace_id]
 
+    async def watch(self) -> AsyncIterator[list[keyspacepb.KeyspaceMeta]]:
+        """Yield all keyspaces, then for ever those that changed since, each time by id and as they are by then."""
+        seen = -1
+        while True:
+            changed = self._changed
+            news = [keyspace for keyspace in self.since(0) if self._changed_at.get(keyspace.id, 0) > seen]
+            seen = self._changes
+            if news:
+                yield news
+            if seen == self._changes:
+                await changed.wait()
+
     def set_state(
         self, keyspace: keyspacepb.KeyspaceMeta, state: keyspacepb.KeyspaceState.ValueType
     ) -> keyspacepb.KeyspaceMeta:
@@ -120,3 +136,7 @@ class Keyspaces:
         meta.put_keyspace(batch, keyspace)
         self._engine.write(batch)
         self._by_id[keyspace.id] = keyspace
+        self._changes += 1
+        self._changed_at[keyspace.id] = self._changes
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

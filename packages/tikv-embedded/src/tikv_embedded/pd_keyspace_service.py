@@ -5,6 +5,7 @@ Source: tikv/pd server/keyspace_service.go.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from itertools import islice
 
 from tikv_proto import keyspacepb, pdpb
@@ -12,9 +13,9 @@ from tikv_proto.services import Keyspace
 
 from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.keyspaces import StateChangeRefusedError, txn_bounds
-from tikv_embedded.pd_members import PdMember
+from tikv_embedded.pd_members import PdMember, Refusal
 from tikv_embedded.pd_state import PdState, guarded
-from tikv_embedded.rpc_handlers import Handler
+from tikv_embedded.rpc_handlers import Handler, ServicerContext, server_stream
 
 
 class PdKeyspaceService:
@@ -36,6 +37,7 @@ class PdKeyspaceService:
             guarded(self._state, self._member, Keyspace.LoadKeyspaceByID, self._load_by_id),
             guarded(self._state, self._member, Keyspace.GetAllKeyspaces, self._get_all),
             guarded(self._state, self._member, Keyspace.UpdateKeyspaceState, self._update_state),
+            server_stream(Keyspace.WatchKeyspaces, self._watch),
         ]
 
     def _load_by_name(
@@ -73,6 +75,15 @@ class PdKeyspaceService:
             refusal = self._state.error(pdpb.ErrorType.UNKNOWN, str(error))
             return keyspacepb.UpdateKeyspaceStateResponse(header=refusal)
         return keyspacepb.UpdateKeyspaceStateResponse(header=self._state.header, keyspace=changed)
+
+    async def _watch(
+        self, request: keyspacepb.WatchKeyspacesRequest, context: ServicerContext
+    ) -> AsyncIterator[keyspacepb.WatchKeyspacesResponse]:
+        role = self._state.admit(self._member, request, context)
+        if isinstance(role, Refusal):
+            await context.abort(role.code, role.details)
+        async for keyspaces in self._state.keyspaces.watch():
+            yield keyspacepb.WatchKeyspacesResponse(header=self._state.header, keyspaces=keyspaces)
 
     def _has_own_regions(self, keyspace: keyspacepb.KeyspaceMeta) -> bool:
         """Whether Regions begin at both transactional bounds; V1 clusters cut nothing out."""
