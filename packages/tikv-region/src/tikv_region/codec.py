@@ -149,7 +149,10 @@ class KeyspaceCodec:
         self.keyspace_name = keyspace_name
         """Its name."""
         self._prefix = mode + keyspace_id.to_bytes(3, "big")
-        self._bound = (int.from_bytes(self._prefix, "big") + 1).to_bytes(4, "big")
+        bound = (int.from_bytes(self._prefix, "big") + 1).to_bytes(4, "big")
+        # Behind the last keyspace begins another mode. TiKV takes a range up to there only when its end is that one byte.
+        # Source: components/api_version/src/api_v2.rs parse_range_mode.
+        self._bound = bound if bound[:1] == mode else bound[:1]
 
     def encode_key(self, key: bytes) -> bytes:
         """Return `key` behind the prefix of the keyspace."""
