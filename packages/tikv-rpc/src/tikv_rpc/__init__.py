@@ -5,7 +5,7 @@ A client of a layer above opens an `RpcClient`, composes plans once, and for eac
 
 from tikv_rpc.batch import BatchStats as BatchStats
 from tikv_rpc.call import Call as Call
-from tikv_rpc.client import RpcClient as RpcClient
+from tikv_rpc.client import Route as Route, RpcClient as RpcClient
 from tikv_rpc.config import RpcConfig as RpcConfig
 from tikv_rpc.plan import (
     AtEdge as AtEdge,
@@ -15,7 +15,9 @@ from tikv_rpc.plan import (
     FanOut as FanOut,
     Merge as Merge,
     Plan as Plan,
+    RegionPlan as RegionPlan,
     RetryRegion as RetryRegion,
+    RoutePlan as RoutePlan,
     Settle as Settle,
 )
 from tikv_rpc.request import Effect as Effect, Request as Request

@@ -197,14 +197,13 @@ class FakeStore:
             await stream.send(tikvpb.BatchCommandsResponse(request_ids=[number], responses=[response]))
 
         async with anyio.create_task_group() as tasks:
-            # Until the stream breaks: then this task is cancelled.
+            # Until the stream breaks, which cancels this task, or a status ends it.
             while True:
                 message = await stream.receive()
                 self.batch_sizes.append(len(message.requests))
                 for number, command in zip(message.request_ids, message.requests, strict=True):
                     tasks.start_soon(answer, number, command)
-        if failures:
-            raise failures[0]
+        raise failures[0]
 
 
 class FakeCluster:
