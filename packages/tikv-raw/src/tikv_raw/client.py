@@ -542,6 +542,7 @@ class RawClient:
         codec = await self._codec(pd)
         cache = RegionCache(pd, codec, config=config.region, now=transport.now)
         rpc = await stack.enter_async_context(RpcClient(cache, codec, pd.cluster_id, transport, config.rpc))
+        rpc.tasks.start_soon(cache.run)
         return _Opened.over(rpc, RawRequests(codec, config.atomic))
 
     async def _codec(self, pd: PdClient) -> KeyCodec:

@@ -44,15 +44,19 @@ class RegionIndex:
         low, high = self._span(start, end)
         return self.entries[low:high]
 
-    def put(self, entry: RegionEntry) -> RegionEntry | None:
+    def put(self, entry: RegionEntry, *, renew: bool = False) -> RegionEntry | None:
         """Let an entry in, in place of what it overlaps, unless something newer is known.
 
         Newer is the same Region with a higher version or conf_ver, or any overlapping one with a higher version: a
         split or merge raises the version above those of all Regions involved. Nothing changes when it is rejected.
 
+        Args:
+            entry: What somebody learned.
+            renew: Whether it takes the place of one known that is as new and still valid.
+
         Returns:
-            The entry that stands for the Region now: the one known before if it is as new and still valid, so that
-            what requests learned from it (its leader) is kept; None when rejected.
+            The entry that stands for the Region now: by default the one known before if it is as new and still valid,
+            so that what requests keep with it stays; None when rejected.
         """
         known = self._by_id.get(entry.id)
         if known is not None and is_behind(entry, known):
@@ -61,7 +65,7 @@ class RegionIndex:
         replaced = self.entries[low:high]
         if any(old.epoch.version > entry.epoch.version for old in replaced):
             return None
-        if replaced == [known] and known is not None and known.epoch == entry.epoch and known.is_valid():
+        if replaced == [known] and known is not None and not renew and _is_kept(known, entry):
             known.expires_at = entry.expires_at
             return known
         if known is not None and known not in replaced:
@@ -72,7 +76,7 @@ class RegionIndex:
         self._share_bounds(low)
         for old in replaced:
             del self._by_id[old.id]
-            _avoid_leader(entry, old)
+            _inherit_leader(entry, old)
             old.invalidate(InvalidReason.REPLACED)
         self._by_id[entry.id] = entry
         return entry
@@ -82,6 +86,23 @@ class RegionIndex:
         index = bisect_left(self.starts, entry.start)
         if index < len(self.entries) and self.entries[index] is entry:
             del self.starts[index], self.entries[index], self._by_id[entry.id]
+
+    def sweep(self, cursor: bytes, limit: int) -> bytes:
+        """Let the entries from `cursor` on grow old, at most `limit`, and forget those of no more use.
+
+        Returns:
+            Where the next sweep begins; empty after the last entry.
+        """
+        low = bisect_left(self.starts, cursor)
+        swept = self.entries[low : low + limit]
+        kept = [entry for entry in swept if entry.grow_old()]
+        if len(kept) < len(swept):
+            for entry in swept:
+                del self._by_id[entry.id]
+            self._by_id.update((entry.id, entry) for entry in kept)
+            self.starts[low : low + limit] = [entry.start for entry in kept]
+            self.entries[low : low + limit] = kept
+        return swept[-1].start + b"\0" if len(swept) == limit else b""
 
     def clear(self) -> None:
         """Forget everything."""
@@ -125,8 +146,18 @@ def _reaches(entry: RegionEntry, key: bytes, *, beyond: bool = False) -> bool:
     return key < entry.end if beyond else bool(key) and key <= entry.end
 
 
-def _avoid_leader(entry: RegionEntry, old: RegionEntry) -> None:
-    # PD may take a while to notice that a leader is gone; what it names again was tried in vain already.
-    same = old.id == entry.id and old.leader_peer == entry.leader_peer
-    if same and old.invalid_reason is InvalidReason.NO_LEADER:
+def _is_kept(known: RegionEntry, entry: RegionEntry) -> bool:
+    # One with missing replicas, or that somebody wants loaded again, makes way for what PD says of its peers now.
+    same = known.epoch == entry.epoch and known.is_valid()
+    return same and known.is_renewable and not known.needs_reload
+
+
+def _inherit_leader(entry: RegionEntry, old: RegionEntry) -> None:
+    if old.id != entry.id:
+        return
+    if old.is_valid() and old.epoch == entry.epoch and old.leader_peer in entry.peers:
+        # Requests learn of a new leader before PD does.
+        entry.switch_leader(entry.peers.index(old.leader_peer))
+    elif old.leader_peer == entry.leader_peer and old.invalid_reason is InvalidReason.NO_LEADER:
+        # PD may take a while to notice that a leader is gone; what it names again was tried in vain already.
         entry.next_leader()

@@ -43,6 +43,19 @@ class StoreTable:
                 await backoffer.backoff(PD_RPC, failure)
         return store.address
 
+    async def refresh(self, timeout: float) -> None:
+        """Learn from PD of stores that joined, left, moved or changed their labels.
+
+        Regions led from a store that moved become stale: what requests to them keep leads to its old address.
+        """
+        known = {store.id: store for store in await self._pd.get_stores(timeout=timeout)}
+        for store in known.values():
+            if not store.is_tombstone or store.id in self._stores:
+                follow(self.entry(store.id), store)
+        for entry in list(self._stores.values()):
+            if entry.id not in known and not entry.is_tombstone:
+                learn(entry, await self._pd.get_store(entry.id, timeout=timeout))
+
     async def _ask(self, store: StoreEntry, backoffer: Backoffer) -> TikvError | None:
         timeout = backoffer.deadline.check()
         if store.address:
@@ -69,3 +82,10 @@ def learn(entry: StoreEntry, store: Store | None) -> None:
     else:
         entry.address = store.address
         entry.labels = store.labels
+
+
+def follow(entry: StoreEntry, store: Store) -> None:
+    """Take over what PD knows of a store that may be in use."""
+    if entry.address and store.address != entry.address and not store.is_tombstone:
+        entry.epoch += 1
+    learn(entry, store)

@@ -7,19 +7,23 @@ nothing newer is known; what stores say of themselves comes in through `RegionCa
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
+import anyio
 import attrs
-from tikv_pd import Backoffer, Region, Store, TikvError
+from tikv_pd import Backoffer, Deadline, Region, Store, TikvError
 from tikv_pd.backoff import PD_RPC, REGION_MISS
 from tikv_proto import errorpb
 
 from tikv_region._index import RegionIndex
 from tikv_region._inquiry import Inquiry, Point
 from tikv_region._stores import StoreTable, learn
+from tikv_region._upkeep import every
 from tikv_region.codec import KeyCodec
 from tikv_region.config import RegionConfig
 from tikv_region.errors import CacheAction, Decision, RegionUnavailable, decide, leader_index, set_field
@@ -68,6 +72,7 @@ class RegionCache:
         self._stores = StoreTable(pd, self._config.store_check_timeout)
         self._inquiry = Inquiry(pd, codec)
         self._moments: dict[int, float] = {}
+        self._cursor = b""
 
     def __len__(self) -> int:
         """Count the Regions known, valid or not."""
@@ -240,6 +245,22 @@ class RegionCache:
         """
         return await self._stores.resolve(store, backoffer)
 
+    async def run(self) -> None:
+        """Keep what is known tidy until cancelled; run it in a task of its own. Everything else works without it.
+
+        Forgets Regions out of use, a few at a time; has those loaded again that need it, when they are next located;
+        and follows stores that join, leave, move or change their labels. `RegionConfig` says how often.
+
+        Cancellation: safe.
+        """
+        config = self._config
+        async with anyio.create_task_group() as tasks:
+            if config.sweep_interval is not None:
+                tasks.start_soon(every, config.sweep_interval, self._sweep)
+            if config.stores_interval is not None:
+                refresh = functools.partial(self._stores.refresh, config.stores_interval)
+                tasks.start_soon(every, config.stores_interval, refresh)
+
     def clear(self) -> None:
         """Forget all Regions. Stores are kept: requests under way hold on to them."""
         self._index.clear()
@@ -270,6 +291,12 @@ class RegionCache:
 
     async def _load(self, point: Point, backoffer: Backoffer) -> RegionEntry:
         outdated = self._known(point)
+        if outdated is not None and outdated.is_due():
+            await self._reload(outdated, point, backoffer)
+            entry = self._look(point)
+            if entry is not None:
+                return entry
+            outdated = self._known(point)
         stale_answers = 0
         while True:
             answer = await self._inquiry.ask(point, backoffer, outdated)
@@ -295,6 +322,20 @@ class RegionCache:
             await backoffer.backoff(
                 REGION_MISS, RegionUnavailable(point.key, "PD's answer is older than what is known")
             )
+
+    async def _reload(self, entry: RegionEntry, point: Point, backoffer: Backoffer) -> None:
+        """Ask PD once for a Region that others go on using meanwhile; it stays as it is when nothing comes of it."""
+        entry.resume()
+        timeout = min(self._config.reload_timeout, backoffer.deadline.check())
+        with suppress(TikvError):
+            answer = await self._inquiry.ask(point, Backoffer(Deadline("reload", timeout, self._now)), entry)
+            loaded = self._build(answer.region) if answer.region is not None else None
+            if loaded is not None and self._index.put(loaded, renew=True) is not None:
+                return
+        entry.needs_reload = True
+
+    async def _sweep(self) -> None:
+        self._cursor = self._index.sweep(self._cursor, self._config.sweep_regions)
 
     def _make_do(self, entry: RegionEntry, point: Point) -> RegionEntry:
         """Use an outdated answer: the store it leads to knows better and will say so.

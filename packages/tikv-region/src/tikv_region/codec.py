@@ -150,7 +150,7 @@ class KeyspaceCodec:
         """Its name."""
         self._prefix = mode + keyspace_id.to_bytes(3, "big")
         bound = (int.from_bytes(self._prefix, "big") + 1).to_bytes(4, "big")
-        # Behind the last keyspace begins another mode. TiKV takes a range up to there only when its end is that one byte.
+        # Behind the last keyspace begins another mode; TiKV takes a range up to there only if its end is that one byte.
         # Source: components/api_version/src/api_v2.rs parse_range_mode.
         self._bound = bound if bound[:1] == mode else bound[:1]
 

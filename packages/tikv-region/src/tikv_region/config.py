@@ -27,6 +27,11 @@ def _at_least(lowest: int) -> Any:
     return validate
 
 
+def _interval(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None:
+        _seconds(instance, attribute, value)
+
+
 @attrs.frozen(kw_only=True)
 class RegionConfig:
     """Options of a `RegionCache`."""
@@ -44,3 +49,14 @@ class RegionConfig:
     """How often to ask PD again when its answer is older than what is known, before making do with it."""
     store_check_timeout: float = attrs.field(default=1.0, validator=_seconds)
     """Seconds PD is given to confirm an address in doubt; when they pass, it is used as it is."""
+    reload_timeout: float = attrs.field(default=1.0, validator=_seconds)
+    """Seconds PD is given to load a Region again that is still in use; when they pass, it is used as it is."""
+    sweep_interval: float | None = attrs.field(default=1.0, validator=_interval)
+    """Seconds between sweeps, which forget Regions out of use; None for none. Source: client-go region_cache.go."""
+    sweep_regions: int = attrs.field(default=50, validator=_at_least(1))
+    """Regions looked at in one sweep, going round. Source: client-go region_cache.go."""
+    stores_interval: float | None = attrs.field(default=10.0, validator=_interval)
+    """Seconds between looks at PD's list of stores; None for none.
+
+    Source: client-go store_cache.go, which also asks for each known store every 15 s; the list tells the same.
+    """

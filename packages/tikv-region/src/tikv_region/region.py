@@ -69,6 +69,7 @@ class RegionEntry:
     __slots__ = (
         "_epochs",
         "_now",
+        "_resumes_until",
         "attachment",
         "end",
         "epoch",
@@ -80,6 +81,7 @@ class RegionEntry:
         "leader_peer",
         "leader_store",
         "leader_store_epoch",
+        "needs_reload",
         "peers",
         "start",
         "stores",
@@ -105,13 +107,16 @@ class RegionEntry:
         self.expires_at = expires_at
         """When it must be loaded again; minus infinity once it is invalid."""
         self.is_renewable = not region.down_peers
-        """Whether use prolongs its life; not when a replica is missing, which PD may bring back at any time."""
+        """Whether use prolongs its life; not when a replica is missing, which may be back at any time."""
         self.invalid_reason: InvalidReason | None = None
         """Why it was invalidated."""
+        self.needs_reload = False
+        """Whether it is to be loaded again before long, and used until then. Set it to ask for that."""
         self.attachment: object | None = None
         """Whatever the layer above keeps with it; dropped when the leader changes."""
         self._epochs = tuple(store.epoch for store in self.stores)
         self._now = now
+        self._resumes_until = -math.inf
         self._lead(self._first_leader(region.leader))
 
     @property
@@ -127,6 +132,27 @@ class RegionEntry:
         """Tell whether it may be used: not invalidated, not too old, and its leader's store did not fail since."""
         return self.expires_at > self._now() and self.leader_store.epoch == self.leader_store_epoch
 
+    def is_due(self) -> bool:
+        """Tell whether it is hidden from lookups only so that the next one loads it again."""
+        return self._resumes_until > self._now()
+
+    def resume(self) -> None:
+        """Show it to lookups again, while it is loaded."""
+        self.needs_reload = False
+        self.expires_at, self._resumes_until = self._resumes_until, -math.inf
+
+    def grow_old(self) -> bool:
+        """Take one step, at a sweep, from needing to be loaded again to being due; tell whether it is still of use.
+
+        One with a replica that cannot be used is not renewed any more: so it notices when that is back.
+        """
+        now = self._now()
+        if self.needs_reload and self.expires_at > now:
+            self.expires_at, self._resumes_until = -math.inf, self.expires_at
+        if not all(map(self.is_fresh, range(len(self.stores)))):
+            self.is_renewable = False
+        return max(self.expires_at, self._resumes_until) > now
+
     def is_fresh(self, index: int) -> bool:
         """Tell whether the store of the peer at `index` has not failed since this was loaded, or since it led."""
         return self.stores[index].epoch == self._epochs[index]
@@ -135,7 +161,7 @@ class RegionEntry:
         """Make it unusable; only the first reason is kept."""
         if self.invalid_reason is None:
             self.invalid_reason = reason
-            self.expires_at = -math.inf
+            self.expires_at = self._resumes_until = -math.inf
 
     def switch_leader(self, index: int) -> None:
         """Take the peer at `index` for the leader, and its store for healthy."""

@@ -29,3 +29,7 @@ class RegionSource(Protocol):
     async def get_store(self, store_id: int, *, timeout: float) -> Store | None:
         """Return a store, None if it never existed."""
         ...
+
+    async def get_stores(self, *, timeout: float) -> list[Store]:
+        """Return all stores."""
+        ...

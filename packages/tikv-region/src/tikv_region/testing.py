@@ -196,6 +196,11 @@ class MapSource:
         await self._answer("get_store", timeout)
         return self.map.stores.get(store_id)
 
+    async def get_stores(self, *, timeout: float) -> list[Store]:
+        """Return all stores."""
+        await self._answer("get_stores", timeout)
+        return list(self.map.stores.values())
+
     async def _answer(self, name: str, timeout: float) -> None:
         self.calls.append(name)
         if self.failures:

@@ -43,7 +43,7 @@ class RegionCacheModel(RuleBasedStateMachine):
         self.time = 0.0
         self.map = RegionMap([b"d", b"h", b"p", b"t"], codec=codec)
         self.pd = MapSource(self.map)
-        config = RegionConfig(ttl=100, ttl_jitter=10, scan_page=3)
+        config = RegionConfig(ttl=100, ttl_jitter=10, scan_page=3, sweep_regions=2)
         self.cache = RegionCache(self.pd, codec, config=config, now=lambda: self.time, rng=random.Random(0))
         self.unreachable: dict[int, int] = {}
 
@@ -91,6 +91,16 @@ class RegionCacheModel(RuleBasedStateMachine):
     @rule(seconds=st.floats(1, 200))
     def time_passes(self, seconds: float) -> None:
         self.time += seconds
+
+    @rule()
+    def sweep(self) -> None:
+        anyio.run(self.cache._sweep)
+
+    @rule(key=keys)
+    def a_region_needs_to_be_loaded_again(self, key: bytes) -> None:
+        entry = self.cache.find(key)
+        if entry is not None:
+            entry.needs_reload = True
 
     @rule(key=keys)
     def read(self, key: bytes) -> None:

@@ -18,6 +18,10 @@ from tikv_region import RegionConfig, RegionUnavailable, StoreUnavailable
         {"scan_page": 1.5},
         {"stale_answers": -1},
         {"store_check_timeout": 0},
+        {"reload_timeout": -1},
+        {"sweep_interval": 0},
+        {"sweep_regions": 0},
+        {"stores_interval": "10"},
     ],
 )
 def test_an_option_that_cannot_work_is_refused(options: dict[str, Any]) -> None:

@@ -198,3 +198,28 @@ def test_neighbors_share_one_object_for_their_common_bound(index: RegionIndex) -
     one, two, three = index.entries
     assert one.end is two.start
     assert two.end is three.start
+
+
+def test_a_sweep_goes_round_and_forgets_what_is_of_no_more_use(index: RegionIndex) -> None:
+    known = index.at(b"h")
+    assert known is not None
+    known.invalidate(InvalidReason.OTHER)
+
+    cursors = [index.sweep(b"", 1)]
+    cursors.append(index.sweep(cursors[-1], 1))
+    cursors.append(index.sweep(cursors[-1], 2))
+
+    assert cursors == [b"a\0", b"g\0", b""]
+    assert ids(index) == [(1, b"a"), (3, b"p")]
+    assert index.put(entry(2, b"g", b"p")) is not None
+
+
+def test_a_sweep_of_nothing_starts_again() -> None:
+    assert RegionIndex().sweep(b"k", 10) == b""
+
+
+def test_an_entry_that_is_renewed_takes_the_place_of_an_equal_one(index: RegionIndex) -> None:
+    again = entry(2, b"g", b"p")
+
+    assert index.put(again, renew=True) is again
+    assert index.at(b"h") is again
