@@ -95,6 +95,7 @@ class RegionIndex:
         """
         low = bisect_left(self.starts, cursor)
         swept = self.entries[low : low + limit]
+        more = low + limit < len(self.entries)
         kept = [entry for entry in swept if entry.grow_old()]
         if len(kept) < len(swept):
             for entry in swept:
@@ -102,7 +103,7 @@ class RegionIndex:
             self._by_id.update((entry.id, entry) for entry in kept)
             self.starts[low : low + limit] = [entry.start for entry in kept]
             self.entries[low : low + limit] = kept
-        return swept[-1].start + b"\0" if len(swept) == limit else b""
+        return swept[-1].start + b"\0" if more else b""
 
     def clear(self) -> None:
         """Forget everything."""

@@ -115,7 +115,7 @@ async def test_a_region_is_used_as_it_is_while_pd_cannot_load_it(
     assert anyio.current_time() - started <= 1
     assert cache.find(b"h") is entry
     pd.delay, pd.view = 0.0, None
-    await anyio.sleep(2)
+    await anyio.sleep(2.5)
     assert await cache.locate(b"h", backoffer) is not entry
 
 
