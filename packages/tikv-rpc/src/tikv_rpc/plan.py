@@ -4,7 +4,7 @@ A plan turns a piece of work into a result. `Dispatch` sends one request to one 
 inner one and knows one thing more:
 
     Dispatch      send once, along a route
-    RetryRegion   take the route to the leader; send again while the Region is right but its leader, state or store is not
+    RetryRegion   take the route to the leader; send again while the Region is right but its leader or store is not
     AtKey         find the Region of a key, and find it anew when it moved        (single-key requests)
     AtEdge        the same for the first or last Region of a range                (pages of a scan)
     FanOut        split work over many Regions, some at a time, and split again what moved
