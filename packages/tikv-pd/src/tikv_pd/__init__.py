@@ -58,6 +58,13 @@ from tikv_pd.gc import (
 from tikv_pd.keyspaces import (
     Keyspaces as Keyspaces,
 )
+from tikv_pd.meta_storage import (
+    GlobalConfig as GlobalConfig,
+    GlobalConfigs as GlobalConfigs,
+    MetaEntries as MetaEntries,
+    MetaEntry as MetaEntry,
+    MetaStorage as MetaStorage,
+)
 from tikv_pd.timestamp import (
     LATEST as LATEST,
     Timestamp as Timestamp,

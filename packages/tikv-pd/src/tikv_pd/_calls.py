@@ -137,11 +137,18 @@ class Calls:
             answer: Any = await self.members.connection(address).unary(rpc, request, timeout=timeout, metadata=metadata)
         except RpcError as error:
             return error
-        if answer.header.HasField("error"):
-            return header_error(rpc.name, answer.header)
-        return answer  # type: ignore[no-any-return]  # every response of PD has a header, no type says so
+        # Most responses have a header, which has an error; a few have the error, or nothing, in its place.
+        fields = rpc.response.DESCRIPTOR.fields_by_name
+        source = answer.header if "header" in fields else answer
+        if ("header" in fields or "error" in fields) and source.HasField("error"):
+            return header_error(rpc.name, source)
+        return answer  # type: ignore[no-any-return]  # no type says what the responses of PD have in common
 
     def sign(self, request: Any) -> None:
-        """Say in a request's header who asks, and which cluster."""
-        request.header.cluster_id = self.members.known.cluster_id
-        request.header.caller_component = self.config.caller_component
+        """Say in a request's header, if it has one, who asks, and which cluster."""
+        if "header" not in request.DESCRIPTOR.fields_by_name:
+            return
+        header = request.header
+        header.cluster_id = self.members.known.cluster_id
+        name = "caller_component" if "caller_component" in header.DESCRIPTOR.fields_by_name else "source"
+        setattr(header, name, self.config.caller_component)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import attrs
@@ -148,11 +148,16 @@ def client_address(member: pdpb.Member, *, tls: bool) -> str:
     return strip_scheme(next(iter(matching or member.client_urls), ""))
 
 
-def header_error(method: str, header: pdpb.ResponseHeader) -> PdError:
-    """Return the error a header carries."""
-    kind = header.error.type
-    name = pdpb.ErrorType.Name(kind) if kind in pdpb.ErrorType.values() else str(kind)
-    return PD_ERRORS.get(name, PdError)(method, name, header.error.message)
+def header_error(method: str, header: Any) -> PdError:
+    """Return the error that a header, or what stands in its place, carries."""
+    # Services of PD number the kinds of errors on their own; those of one know none.
+    error = header.error
+    field = error.DESCRIPTOR.fields_by_name.get("type")
+    if field is None:
+        return PdError(method, "UNKNOWN", error.message)
+    kinds = field.enum_type.values_by_number
+    name = kinds[error.type].name if error.type in kinds else str(error.type)
+    return PD_ERRORS.get(name, PdError)(method, name, error.message)
 
 
 def _why(error: TikvError) -> str:

@@ -21,6 +21,7 @@ from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError, 
 from tikv_pd.gc import Gc
 from tikv_pd.keyspaces import Keyspaces
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
+from tikv_pd.meta_storage import GlobalConfigs, MetaStorage
 from tikv_pd.timestamp import Timestamp
 from tikv_pd.topology import Keyspace, Member, Operator, Region, Store
 from tikv_pd.tso import Tso
@@ -40,6 +41,8 @@ class _Session:
     regions: RegionQueries
     gc: Gc
     keyspaces: Keyspaces
+    meta: MetaStorage
+    global_config: GlobalConfigs
     tasks: BackgroundTasks
 
 
@@ -116,7 +119,19 @@ class PdClient:
         tasks.start_soon(tso.run)
         tasks.start_soon(oracle.run)
         tasks.start_soon(regions.run)
-        self._session = _Session(transport, members, calls, tso, oracle, regions, Gc(calls), Keyspaces(calls), tasks)
+        self._session = _Session(
+            transport,
+            members,
+            calls,
+            tso,
+            oracle,
+            regions,
+            Gc(calls),
+            Keyspaces(calls),
+            MetaStorage(calls),
+            GlobalConfigs(calls),
+            tasks,
+        )
         return self
 
     async def __aexit__(
@@ -150,6 +165,16 @@ class PdClient:
     def keyspaces(self) -> Keyspaces:
         """Keyspaces in any state. Raises ClosedError when the client is not open."""
         return self._open_session().keyspaces
+
+    @property
+    def meta(self) -> MetaStorage:
+        """PD's own key-value storage. Raises ClosedError when the client is not open."""
+        return self._open_session().meta
+
+    @property
+    def global_config(self) -> GlobalConfigs:
+        """Configuration kept in PD. Raises ClosedError when the client is not open."""
+        return self._open_session().global_config
 
     async def get_members(self, *, timeout: float | None = None) -> list[Member]:
         """Return PD's members in no given order. Source: pdpb.PD.GetMembers."""

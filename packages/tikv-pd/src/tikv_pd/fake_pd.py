@@ -13,6 +13,7 @@ from tikv_proto import keyspacepb, pdpb
 from tikv_proto.services import PD, Keyspace as KeyspaceService, Rpc
 
 from tikv_pd.fake_gc import FakeGc
+from tikv_pd.fake_meta import FakeMeta
 from tikv_pd.memory_transport import (
     Handlers,
     MemoryTransport,
@@ -85,6 +86,8 @@ class FakePd:
         """What the scheduler does, by Region."""
         self.gc = FakeGc()
         """Garbage collection."""
+        self.meta = FakeMeta()
+        """PD's own storage, and the configuration in it."""
         self.timestamp = Timestamp(1_000_000, 0)
         """The last timestamp granted."""
         self.external_timestamp = Timestamp(0, 0)
@@ -210,6 +213,7 @@ class FakePd:
             KeyspaceService.GetAllKeyspaces: self._get_keyspaces,
             KeyspaceService.UpdateKeyspaceState: self._update_keyspace,
             **self.gc.answers(),
+            **self.meta.answers(),
         }
         served: dict[AnyRpc, UnaryHandler | StreamHandler] = {
             rpc: self._unary(address, rpc, answer) for rpc, answer in answers.items()
@@ -223,16 +227,20 @@ class FakePd:
         async def handle(request: Any) -> Message:
             error = await self._admit(address, rpc, request)
             response: Any = rpc.response() if error is not None else answer(request)
-            response.header.cluster_id = self.cluster_id
+            has_header = "header" in rpc.response.DESCRIPTOR.fields_by_name
+            if has_header:
+                response.header.cluster_id = self.cluster_id
             if error is not None:
-                response.header.error.CopyFrom(error)
+                place = (response.header if has_header else response).error
+                place.type, place.message = error.type, error.message
             return response  # type: ignore[no-any-return]  # the class of the message comes from the table
 
         return handle
 
     async def _admit(self, address: str, rpc: AnyRpc, request: Any) -> pdpb.Error | None:
         """Let a scripted fault happen, then refuse what PD refuses; return an error for the header."""
-        if rpc is not PD.GetMembers:
+        has_header = "header" in rpc.request.DESCRIPTOR.fields_by_name
+        if rpc is not PD.GetMembers and has_header:
             self.headers.append(request.header)
         befalls = {rpc, *_rpcs_of(request)} if rpc is PD.QueryRegion else {rpc}
         for fault in self._faults:
@@ -244,7 +252,7 @@ class FakePd:
                 break
         if rpc is PD.GetMembers:
             return None
-        if request.header.cluster_id != self.cluster_id:
+        if has_header and request.header.cluster_id != self.cluster_id:
             raise fail("FAILED_PRECONDITION", f"need cluster {self.cluster_id}, got {request.header.cluster_id}")
         metadata = request_metadata()
         if address != self.leader:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tikv_pd.fake_gc import FakeGc as FakeGc
+from tikv_pd.fake_meta import FakeMeta as FakeMeta
 from tikv_pd.fake_pd import FakePd as FakePd
 from tikv_pd.memory_transport import (
     EventWaiter as EventWaiter,
