@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,11 +27,19 @@ _OPTIONS = (
 )
 
 
+_SETTLE = 0.02
+"""Seconds that gRPC may take to report the last operation of a call whose task has ended."""
+
+
 class _Calls(grpc.aio.ServerInterceptor):
-    """Knows the tasks that answer calls: gRPC's `stop` returns while they are still being cancelled."""
+    """Knows the tasks that answer calls: gRPC's `stop` returns while they are still being cancelled.
+
+    A report that comes after the event loop was closed is an exception in the next loop of the process, or worse.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._last_end = -_SETTLE
 
     async def intercept_service(
         self,
@@ -41,13 +50,18 @@ class _Calls(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end)
         return await continuation(handler_call_details)
 
     async def ended(self) -> None:
-        """Return when no call is left."""
+        """Return when no call is left, nor anything of it."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        await asyncio.sleep(self._last_end + _SETTLE - time.monotonic())
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._last_end = time.monotonic()
 
 
 class Endpoint:
