@@ -62,8 +62,11 @@ from tikv_pd.meta_storage import (
     GlobalConfig as GlobalConfig,
     GlobalConfigs as GlobalConfigs,
     MetaEntries as MetaEntries,
-    MetaEntry as MetaEntry,
     MetaStorage as MetaStorage,
+)
+from tikv_pd.resource_groups import (
+    ResourceGroup as ResourceGroup,
+    ResourceGroups as ResourceGroups,
 )
 from tikv_pd.timestamp import (
     LATEST as LATEST,

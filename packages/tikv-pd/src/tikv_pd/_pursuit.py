@@ -13,6 +13,11 @@ from tikv_pd.errors import ClosedError, ClusterMismatch, PdError, RpcError, Tikv
 
 _FINAL_CODES: Final = frozenset({"UNIMPLEMENTED", "INVALID_ARGUMENT", "PERMISSION_DENIED", "UNAUTHENTICATED"})
 """gRPC codes that say the request can never work."""
+_FINAL_CODES_OF_METHOD: Final = {
+    # PD's resource manager has no other way to refuse.
+    method: frozenset({"UNKNOWN"})
+    for method in ("AddResourceGroup", "ModifyResourceGroup", "DeleteResourceGroup", "ListResourceGroups")
+}
 _PASSING_KINDS: Final = frozenset({"NOT_BOOTSTRAPPED"})
 """Header errors that pass by themselves: stores are about to join."""
 _PASSING_KINDS_OF_METHOD: Final = {
@@ -25,7 +30,7 @@ _PASSING_KINDS_OF_METHOD: Final = {
 def end_of_attempts(error: TikvError) -> TikvError | None:
     """Return what to raise because of `error`; None when another attempt may help."""
     if isinstance(error, RpcError):
-        if error.code not in _FINAL_CODES:
+        if error.code not in _FINAL_CODES | _FINAL_CODES_OF_METHOD.get(error.method, frozenset()):
             return None
         return PdError(error.method, error.code, error.details)
     if isinstance(error, PdError):

@@ -22,6 +22,7 @@ from tikv_pd.gc import Gc
 from tikv_pd.keyspaces import Keyspaces
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
 from tikv_pd.meta_storage import GlobalConfigs, MetaStorage
+from tikv_pd.resource_groups import ResourceGroups
 from tikv_pd.timestamp import Timestamp
 from tikv_pd.topology import Keyspace, Member, Operator, Region, Store
 from tikv_pd.tso import Tso
@@ -43,6 +44,7 @@ class _Session:
     keyspaces: Keyspaces
     meta: MetaStorage
     global_config: GlobalConfigs
+    resource_groups: ResourceGroups
     tasks: BackgroundTasks
 
 
@@ -120,17 +122,18 @@ class PdClient:
         tasks.start_soon(oracle.run)
         tasks.start_soon(regions.run)
         self._session = _Session(
-            transport,
-            members,
-            calls,
-            tso,
-            oracle,
-            regions,
-            Gc(calls),
-            Keyspaces(calls),
-            MetaStorage(calls),
-            GlobalConfigs(calls),
-            tasks,
+            transport=transport,
+            members=members,
+            calls=calls,
+            tso=tso,
+            oracle=oracle,
+            regions=regions,
+            gc=Gc(calls),
+            keyspaces=Keyspaces(calls),
+            meta=MetaStorage(calls),
+            global_config=GlobalConfigs(calls),
+            resource_groups=ResourceGroups(calls),
+            tasks=tasks,
         )
         return self
 
@@ -175,6 +178,11 @@ class PdClient:
     def global_config(self) -> GlobalConfigs:
         """Configuration kept in PD. Raises ClosedError when the client is not open."""
         return self._open_session().global_config
+
+    @property
+    def resource_groups(self) -> ResourceGroups:
+        """Resource groups. Raises ClosedError when the client is not open."""
+        return self._open_session().resource_groups
 
     async def get_members(self, *, timeout: float | None = None) -> list[Member]:
         """Return PD's members in no given order. Source: pdpb.PD.GetMembers."""

@@ -19,8 +19,8 @@ class FakeMeta:
     def __init__(self) -> None:
         self.revision = 1
         """How often the storage changed, and one."""
-        self.entries: dict[bytes, meta_storagepb.KeyValue] = {}
-        """The entries by key."""
+        self.entries: dict[bytes, bytes] = {}
+        """The values by key."""
 
     def answers(self) -> Mapping[Rpc[Any, Any], Callable[[Any], Message]]:
         """Return what answers each RPC."""
@@ -35,20 +35,13 @@ class FakeMeta:
     def put(self, key: bytes, value: bytes) -> None:
         """Set the value of a key."""
         self.revision += 1
-        old = self.entries.get(key)
-        self.entries[key] = meta_storagepb.KeyValue(
-            key=key,
-            value=value,
-            create_revision=old.create_revision if old is not None else self.revision,
-            mod_revision=self.revision,
-            version=old.version + 1 if old is not None else 1,
-        )
+        self.entries[key] = value
 
     def _get(self, request: meta_storagepb.GetRequest) -> meta_storagepb.GetResponse:
         end = request.range_end
         found = [
-            entry
-            for key, entry in sorted(self.entries.items())
+            meta_storagepb.KeyValue(key=key, value=value)
+            for key, value in sorted(self.entries.items())
             if key == request.key or (end and request.key <= key and (end == b"\x00" or key < end))
         ]
         limit = request.limit or len(found)
@@ -72,19 +65,19 @@ class FakeMeta:
         root = f"{request.config_path or CONFIG_ROOT}/".encode()
         if not request.names:
             items = [
-                pdpb.GlobalConfigItem(name=key.removeprefix(root).decode(), payload=entry.value)
-                for key, entry in sorted(self.entries.items())
+                pdpb.GlobalConfigItem(name=key.decode(), payload=value)
+                for key, value in sorted(self.entries.items())
                 if key.startswith(root)
             ]
             return pdpb.LoadGlobalConfigResponse(items=items, revision=self.revision)
         return pdpb.LoadGlobalConfigResponse(items=[self._item(root, name) for name in request.names])
 
     def _item(self, root: bytes, name: str) -> pdpb.GlobalConfigItem:
-        entry = self.entries.get(root + name.encode())
-        if entry is None:
+        value = self.entries.get(root + name.encode())
+        if value is None:
             missing = pdpb.Error(type=pdpb.ErrorType.GLOBAL_CONFIG_NOT_FOUND, message="not found")
             return pdpb.GlobalConfigItem(name=name, error=missing)
-        return pdpb.GlobalConfigItem(name=name, payload=entry.value)
+        return pdpb.GlobalConfigItem(name=name, payload=value)
 
     def _store(self, request: pdpb.StoreGlobalConfigRequest) -> pdpb.StoreGlobalConfigResponse:
         for change in request.changes:

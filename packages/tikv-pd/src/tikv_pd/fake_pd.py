@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import anyio
 import attrs
 from google.protobuf.message import Message
-from tikv_proto import keyspacepb, pdpb
-from tikv_proto.services import PD, Keyspace as KeyspaceService, Rpc
+from tikv_proto import keyspacepb, pdpb, resource_manager
+from tikv_proto.services import PD, Keyspace as KeyspaceService, ResourceManager, Rpc
 
 from tikv_pd.fake_gc import FakeGc
 from tikv_pd.fake_meta import FakeMeta
@@ -23,6 +23,7 @@ from tikv_pd.memory_transport import (
     fail,
     request_metadata,
 )
+from tikv_pd.resource_groups import ResourceGroup
 from tikv_pd.timestamp import LOGICAL_BITS, Timestamp
 from tikv_pd.topology import Keyspace, Operator, Peer, Region, RegionEpoch, Store
 
@@ -88,6 +89,8 @@ class FakePd:
         """Garbage collection."""
         self.meta = FakeMeta()
         """PD's own storage, and the configuration in it."""
+        self.resource_groups = {"default": ResourceGroup("default", 2**31 - 1, -1)}
+        """The resource groups by name."""
         self.timestamp = Timestamp(1_000_000, 0)
         """The last timestamp granted."""
         self.external_timestamp = Timestamp(0, 0)
@@ -212,6 +215,12 @@ class FakePd:
             KeyspaceService.LoadKeyspaceByID: self._load_keyspace_by_id,
             KeyspaceService.GetAllKeyspaces: self._get_keyspaces,
             KeyspaceService.UpdateKeyspaceState: self._update_keyspace,
+            ResourceManager.ListResourceGroups: lambda _: resource_manager.ListResourceGroupsResponse(
+                groups=[group.to_pb() for group in self.resource_groups.values()]
+            ),
+            ResourceManager.AddResourceGroup: self._put_resource_group,
+            ResourceManager.ModifyResourceGroup: self._modify_resource_group,
+            ResourceManager.DeleteResourceGroup: self._delete_resource_group,
             **self.gc.answers(),
             **self.meta.answers(),
         }
@@ -402,6 +411,26 @@ class FakePd:
             return keyspacepb.UpdateKeyspaceStateResponse(header=_header("UNKNOWN", "cannot change keyspace state"))
         self.keyspaces[keyspace.name] = keyspace = attrs.evolve(keyspace, state=state)
         return keyspacepb.UpdateKeyspaceStateResponse(keyspace=keyspace.to_pb())
+
+    def _put_resource_group(
+        self, request: resource_manager.PutResourceGroupRequest
+    ) -> resource_manager.PutResourceGroupResponse:
+        self.resource_groups[request.group.name] = ResourceGroup.from_pb(request.group)
+        return resource_manager.PutResourceGroupResponse(body="Success!")
+
+    def _modify_resource_group(
+        self, request: resource_manager.PutResourceGroupRequest
+    ) -> resource_manager.PutResourceGroupResponse:
+        if request.group.name not in self.resource_groups:
+            raise fail("UNKNOWN", f"the {request.group.name} resource group does not exist")
+        return self._put_resource_group(request)
+
+    def _delete_resource_group(
+        self, request: resource_manager.DeleteResourceGroupRequest
+    ) -> resource_manager.DeleteResourceGroupResponse:
+        if self.resource_groups.pop(request.resource_group_name, None) is None:
+            raise fail("UNKNOWN", f"the {request.resource_group_name} resource group does not exist")
+        return resource_manager.DeleteResourceGroupResponse(body="Success!")
 
     def _get_operator(self, request: pdpb.GetOperatorRequest) -> pdpb.GetOperatorResponse:
         operator = self.operators.get(request.region_id)

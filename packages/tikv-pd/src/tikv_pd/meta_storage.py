@@ -6,6 +6,7 @@ Source: meta_storagepb; pdpb StoreGlobalConfig, LoadGlobalConfig.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import attrs
 from tikv_proto import meta_storagepb, pdpb, services
@@ -14,29 +15,16 @@ from tikv_pd._calls import Calls
 from tikv_pd.errors import ConfigError
 from tikv_pd.lowlevel import as_bytes
 
-
-@attrs.frozen
-class MetaEntry:
-    """A key and its value. Source: meta_storagepb.KeyValue."""
-
-    key: bytes
-    """The key."""
-    value: bytes
-    """Its value."""
-    create_revision: int
-    """Revision of the storage at which the key came to be."""
-    mod_revision: int
-    """Revision of the storage at which the value was put."""
-    version: int
-    """How often the key was put since it came to be."""
+_ROOT: Final = "/global/config"
+"""Where configuration is kept. Source: PD server grpc_service.go, globalConfigPath."""
 
 
 @attrs.frozen
 class MetaEntries:
     """What a read found."""
 
-    entries: tuple[MetaEntry, ...]
-    """The entries in order of their keys."""
+    entries: tuple[tuple[bytes, bytes], ...]
+    """(key, value) pairs in order of their keys; PD tells no more of them."""
     has_more: bool
     """Whether the limit cut them off."""
     revision: int
@@ -52,17 +40,17 @@ class MetaStorage:
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
 
-    async def get(self, key: bytes, *, revision: int = 0, timeout: float | None = None) -> MetaEntry | None:
-        """Return the entry of a key, None when there is none; as of a revision if one is given.
+    async def get(self, key: bytes, *, revision: int = 0, timeout: float | None = None) -> bytes | None:
+        """Return the value of a key, None when there is none; as of a revision if one is given.
 
         Raises:
-            DataCompacted: that revision is gone.
+            PdError: that revision is gone.
 
         Source: meta_storagepb.MetaStorage.Get.
         """
         request = meta_storagepb.GetRequest(key=_key(key), revision=revision)
         found = await self._get("get", request, timeout)
-        return found.entries[0] if found.entries else None
+        return found.entries[0][1] if found.entries else None
 
     async def get_prefix(
         self, prefix: bytes, *, limit: int = 1000, revision: int = 0, timeout: float | None = None
@@ -70,7 +58,7 @@ class MetaStorage:
         """Return the entries whose keys start with `prefix`, the first `limit` of them; an empty one means all.
 
         Raises:
-            DataCompacted: that revision is gone.
+            PdError: that revision is gone.
 
         Source: meta_storagepb.MetaStorage.Get.
         """
@@ -100,10 +88,7 @@ class MetaStorage:
 
     async def _get(self, operation: str, request: meta_storagepb.GetRequest, timeout: float | None) -> MetaEntries:
         answer = await self._calls.call(operation, services.MetaStorage.Get, request, timeout)
-        entries = tuple(
-            MetaEntry(each.key, each.value, each.create_revision, each.mod_revision, each.version)
-            for each in answer.kvs
-        )
+        entries = tuple((each.key, each.value) for each in answer.kvs)
         return MetaEntries(entries, answer.more, answer.header.revision)
 
 
@@ -130,8 +115,12 @@ class GlobalConfigs:
         """Return the items of these names, or all below the path. Source: pdpb.PD.LoadGlobalConfig."""
         request = pdpb.LoadGlobalConfigRequest(names=names, config_path=path)
         answer = await self._calls.call("load", services.PD.LoadGlobalConfig, request, timeout)
+        # Without names, PD tells the whole keys.
+        root = f"{path or _ROOT}/"
         items = tuple(
-            (item.name, item.payload or item.value.encode()) for item in answer.items if not item.HasField("error")
+            (item.name.removeprefix(root), item.payload or item.value.encode())
+            for item in answer.items
+            if not item.HasField("error")
         )
         return GlobalConfig(items, answer.revision)
 
