@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import grpc
+from tikv_proto import pdpb
+
+from tikv_embedded.bootstrap import user_bound
+from tikv_embedded.pd_faults import Fault, Loss
 from tikv_embedded.pd_state import PdState
 
 
 class PdControls:
     """PD as the one who runs the cluster sees it. Changes show at once, on all members.
+
+    The methods that make faults name an RPC by its method, such as `GetRegion`; an empty name stands for every RPC. A
+    fault strikes so many calls, or with `times=None` all until it is cleared; `member` (an index in `pd_addresses`)
+    confines it to one port. Of several faults that match, the one made first strikes, until it is used up. On the
+    streams `Tso`, `QueryRegion` and `AcquireTokenBuckets` a call is one request.
 
     Args:
         state: Of the running cluster.
@@ -39,3 +51,76 @@ class PdControls:
         if pairs.compact_revision < pairs.revision:
             pairs.compact(pairs.revision)
         return pairs.compact_revision
+
+    def delay(self, rpc: str, seconds: float, *, times: int | None = None, member: int | None = None) -> None:
+        """Let calls wait before anything happens; on a stream, those behind them wait too."""
+        self._state.faults.add(Fault(rpc, member, times, delay=seconds))
+
+    def lose_requests(self, rpc: str, *, times: int | None = 1, member: int | None = None) -> None:
+        """Let calls never arrive: nothing happens, and their callers wait until they give up."""
+        self._state.faults.add(Fault(rpc, member, times, loss=Loss.REQUEST))
+
+    def lose_answers(self, rpc: str, *, times: int | None = 1, member: int | None = None) -> None:
+        """Do what calls ask for, and let their callers wait until they give up."""
+        self._state.faults.add(Fault(rpc, member, times, loss=Loss.ANSWER))
+
+    def refuse(
+        self,
+        rpc: str,
+        code: str = "UNAVAILABLE",
+        message: str = "injected",
+        *,
+        times: int | None = 1,
+        member: int | None = None,
+    ) -> None:
+        """Let calls fail with a gRPC status, named as gRPC does; on a stream, that ends it.
+
+        Raises:
+            KeyError: gRPC has no such status.
+        """
+        self._state.faults.add(Fault(rpc, member, times, refusal=(grpc.StatusCode[code], message)))
+
+    def answer_error(
+        self, rpc: str, kind: str, message: str = "injected", *, times: int | None = 1, member: int | None = None
+    ) -> None:
+        """Let calls be answered with an error in the header and nothing else, `kind` named as in `pdpb.ErrorType`.
+
+        Raises:
+            ValueError: PD has no such error.
+        """
+        error = pdpb.Error(type=pdpb.ErrorType.Value(kind), message=message)
+        self._state.faults.add(Fault(rpc, member, times, header_error=error))
+
+    def tso_falls_back(self, seconds: float, *, times: int | None = 1, member: int | None = None) -> None:
+        """Hand out timestamps that lie so far back: what a client must never pass on. PD itself goes on unharmed."""
+
+        def fall_back(response: Any) -> None:
+            response.timestamp.physical -= int(seconds * 1000)
+
+        self._state.faults.add(Fault("Tso", member, times, edit=fall_back))
+
+    def clear_faults(self, rpc: str = "") -> None:
+        """Forget the faults of one RPC, or all; calls that they hold already stay held."""
+        self._state.faults.clear(rpc)
+
+    def cut_buckets(self, *keys: bytes) -> None:
+        """Cut Regions into buckets at raw user keys, and nowhere else from now on; their version grows.
+
+        Every Region has at least one bucket then, which PD tells when asked for.
+        """
+        self._state.buckets.cut(user_bound(self._state.mode, key) for key in keys)
+
+    def hold_scattering(self) -> None:
+        """Let scatter operators run, and move nothing, until `finish_scattering`."""
+        self._state.scattering.hold()
+
+    def finish_scattering(self, status: str = "SUCCESS") -> None:
+        """End the scatter operators that run, and hold up no more; leaders move on `SUCCESS` alone.
+
+        Args:
+            status: Named as in `pdpb.OperatorStatus`: `SUCCESS`, `TIMEOUT`, `CANCEL` or `REPLACE`.
+
+        Raises:
+            ValueError: there is no such status.
+        """
+        self._state.scattering.finish(pdpb.OperatorStatus.Value(status))

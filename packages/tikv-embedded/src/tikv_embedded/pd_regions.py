@@ -9,28 +9,33 @@ from collections.abc import Sequence
 
 from tikv_proto import metapb, pdpb
 
+from tikv_embedded.buckets import Buckets
 from tikv_embedded.meta import store_to_pb
 from tikv_embedded.pd_header import error_header, header
 from tikv_embedded.region import Region, peer_to_pb, region_to_pb
 from tikv_embedded.topology import Topology
 
 
-def region_response(region: Region | None, cluster_id: int, *, is_follower: bool) -> pdpb.GetRegionResponse:
+def region_response(
+    region: Region | None, cluster_id: int, *, is_follower: bool, buckets: Buckets | None
+) -> pdpb.GetRegionResponse:
     """Return the answer of GetRegion and its relatives; a leader says nothing about a Region that is not there."""
     if region is None:
         return pdpb.GetRegionResponse(header=_not_found(cluster_id) if is_follower else header(cluster_id))
-    found = region_to_pd(region)
+    found = region_to_pd(region, buckets)
     return pdpb.GetRegionResponse(
         header=header(cluster_id),
         region=found.region,
         leader=found.leader if region.leader is not None else None,
         pending_peers=found.pending_peers,
+        buckets=found.buckets if found.HasField("buckets") else None,
     )
 
 
-def region_to_pd(region: Region) -> pdpb.Region:
-    """Return a Region with its leader (an empty peer while there is none) and its pending peers."""
+def region_to_pd(region: Region, buckets: Buckets | None = None) -> pdpb.Region:
+    """Return a Region with its leader (an empty peer while there is none), its pending peers, and its buckets."""
     return pdpb.Region(
+        buckets=None if buckets is None else buckets.of(region),
         region=region_to_pb(region),
         leader=metapb.Peer() if region.leader is None else peer_to_pb(region.leader),
         pending_peers=[peer_to_pb(peer) for peer in region.peers if peer.is_pending],
@@ -48,7 +53,9 @@ def scan_regions(topology: Topology, request: pdpb.ScanRegionsRequest) -> pdpb.S
     )
 
 
-def batch_scan_regions(topology: Topology, request: pdpb.BatchScanRegionsRequest) -> pdpb.BatchScanRegionsResponse:
+def batch_scan_regions(
+    topology: Topology, request: pdpb.BatchScanRegionsRequest, buckets: Buckets
+) -> pdpb.BatchScanRegionsResponse:
     """Return the Regions of several ascending ranges, each Region once, `limit` in all.
 
     The Regions of this cluster have no holes, so `contain_all_key_range` always holds.
@@ -65,10 +72,13 @@ def batch_scan_regions(topology: Topology, request: pdpb.BatchScanRegionsRequest
         if 0 < request.limit <= len(found):
             del found[request.limit :]
             break
-    return pdpb.BatchScanRegionsResponse(header=header(topology.cluster_id), regions=map(region_to_pd, found))
+    shown = buckets if request.need_buckets else None
+    return pdpb.BatchScanRegionsResponse(
+        header=header(topology.cluster_id), regions=[region_to_pd(region, shown) for region in found]
+    )
 
 
-def query_region(topology: Topology, request: pdpb.QueryRegionRequest) -> pdpb.QueryRegionResponse:
+def query_region(topology: Topology, request: pdpb.QueryRegionRequest, buckets: Buckets) -> pdpb.QueryRegionResponse:
     """Return the Regions of many keys, of the keys after them, and of ids, each Region once; 0 stands for none."""
     by_key = [topology.find(key) for key in request.keys]
     by_next_key = [topology.previous(key) for key in request.prev_keys]
@@ -79,9 +89,14 @@ def query_region(topology: Topology, request: pdpb.QueryRegionRequest) -> pdpb.Q
         prev_key_id_map=[region.id if region is not None else 0 for region in by_next_key],
     )
     for region in {region.id: region for region in (*by_key, *by_next_key, *by_id) if region is not None}.values():
-        found = region_to_pd(region)
+        found = region_to_pd(region, buckets if request.need_buckets else None)
         response.regions_by_id[region.id].CopyFrom(
-            pdpb.RegionResponse(region=found.region, leader=found.leader, pending_peers=found.pending_peers)
+            pdpb.RegionResponse(
+                region=found.region,
+                leader=found.leader,
+                pending_peers=found.pending_peers,
+                buckets=found.buckets if found.HasField("buckets") else None,
+            )
         )
     return response
 

@@ -113,7 +113,7 @@ class PdService:
             role = self._state.admit(self._state.members.leader, request, context)
             if isinstance(role, Refusal):
                 await context.abort(role.code, role.details)
-            yield pd_regions.query_region(self._topology, request)
+            yield pd_regions.query_region(self._topology, request, self._state.buckets)
 
     def _is_bootstrapped(self, _request: pdpb.IsBootstrappedRequest, _follower: bool) -> pdpb.IsBootstrappedResponse:
         return pdpb.IsBootstrappedResponse(header=self._state.header, bootstrapped=True)
@@ -160,7 +160,7 @@ class PdService:
         self, request: pdpb.SplitAndScatterRegionsRequest, _follower: bool
     ) -> pdpb.SplitAndScatterRegionsResponse:
         percentage, ids = pd_regions.split_regions(self._topology, request.split_keys)
-        self._topology.balance_leaders(ids)
+        self._state.scattering.scatter(ids)
         return pdpb.SplitAndScatterRegionsResponse(
             header=self._state.header,
             split_finished_percentage=percentage,
@@ -169,15 +169,14 @@ class PdService:
         )
 
     def _scatter_region(self, request: pdpb.ScatterRegionRequest, _follower: bool) -> pdpb.ScatterRegionResponse:
-        """Leaders move at once, so that there is nothing to wait for; peers stay where they are."""
         known = self._topology.regions
         if not request.regions_id:
             if request.region_id not in known:
                 message = f"region {request.region_id} not found"
                 return pdpb.ScatterRegionResponse(header=self._state.error(pdpb.ErrorType.REGION_NOT_FOUND, message))
-            self._topology.balance_leaders([request.region_id])
+            self._state.scattering.scatter([request.region_id])
             return pdpb.ScatterRegionResponse(header=self._state.header, finished_percentage=100)
-        self._topology.balance_leaders(request.regions_id)
+        self._state.scattering.scatter(request.regions_id)
         failed = [region_id for region_id in request.regions_id if region_id not in known]
         percentage = 100 - 100 * len(failed) // len(request.regions_id)
         return pdpb.ScatterRegionResponse(
@@ -185,28 +184,33 @@ class PdService:
         )
 
     def _get_operator(self, request: pdpb.GetOperatorRequest, _follower: bool) -> pdpb.GetOperatorResponse:
-        """Whatever was asked for is done already."""
-        if request.region_id not in self._topology.regions:
+        """Scattering is all there ever is; the caller polls until it does not run any more."""
+        status = self._state.scattering.status(request.region_id)
+        if status is None:
             return pdpb.GetOperatorResponse(header=self._state.error(pdpb.ErrorType.REGION_NOT_FOUND, "Not Found"))
         return pdpb.GetOperatorResponse(
             header=self._state.header,
             region_id=request.region_id,
             desc=b"scatter-region",
-            status=pdpb.OperatorStatus.SUCCESS,
+            status=status,
             kind=b"leader,region",
         )
 
     def _get_region(self, request: pdpb.GetRegionRequest, follower: bool) -> pdpb.GetRegionResponse:
-        return self._region(self._topology.find(request.region_key), follower)
+        return self._region(self._topology.find(request.region_key), request, follower)
 
     def _get_prev_region(self, request: pdpb.GetRegionRequest, follower: bool) -> pdpb.GetRegionResponse:
-        return self._region(self._topology.previous(request.region_key), follower)
+        return self._region(self._topology.previous(request.region_key), request, follower)
 
     def _get_region_by_id(self, request: pdpb.GetRegionByIDRequest, follower: bool) -> pdpb.GetRegionResponse:
-        return self._region(self._topology.regions.get(request.region_id), follower)
+        return self._region(self._topology.regions.get(request.region_id), request, follower)
 
-    def _region(self, region: Region | None, follower: bool) -> pdpb.GetRegionResponse:
-        return pd_regions.region_response(region, self._topology.cluster_id, is_follower=follower)
+    def _region(
+        self, region: Region | None, request: pdpb.GetRegionRequest | pdpb.GetRegionByIDRequest, follower: bool
+    ) -> pdpb.GetRegionResponse:
+        """Followers know no buckets."""
+        buckets = self._state.buckets if request.need_buckets and not follower else None
+        return pd_regions.region_response(region, self._topology.cluster_id, is_follower=follower, buckets=buckets)
 
     def _scan_regions(self, request: pdpb.ScanRegionsRequest, _follower: bool) -> pdpb.ScanRegionsResponse:
         return pd_regions.scan_regions(self._topology, request)
@@ -214,7 +218,7 @@ class PdService:
     def _batch_scan_regions(
         self, request: pdpb.BatchScanRegionsRequest, _follower: bool
     ) -> pdpb.BatchScanRegionsResponse:
-        return pd_regions.batch_scan_regions(self._topology, request)
+        return pd_regions.batch_scan_regions(self._topology, request, self._state.buckets)
 
 
 def _tso_refusal(refusal: Refusal) -> tuple[grpc.StatusCode, str]:

@@ -15,7 +15,7 @@ from tikv_embedded.rpc_handlers import Handler
 
 
 def pd_handlers(state: PdState, member: PdMember) -> list[Handler]:
-    """Return the handlers of a member, of all its services."""
+    """Return the handlers of a member, of all its services, with the faults in front of them."""
     services = (
         PdService(state, member),
         PdKeyspaceService(state, member),
@@ -25,4 +25,5 @@ def pd_handlers(state: PdState, member: PdMember) -> list[Handler]:
         GlobalConfigService(state),
         ResourceManagerService(state, member),
     )
-    return [handler for service in services for handler in service.handlers()]
+    position = state.members.members.index(member)
+    return [state.faults.around(handler, position) for service in services for handler in service.handlers()]

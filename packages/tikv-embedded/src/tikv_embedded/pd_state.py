@@ -14,15 +14,18 @@ from tikv_proto import pdpb
 from tikv_proto.services import Rpc
 
 from tikv_embedded.api_mode import ApiMode
+from tikv_embedded.buckets import Buckets
 from tikv_embedded.clock import Clock
 from tikv_embedded.engine import Engine
 from tikv_embedded.gc_store import GcStates
 from tikv_embedded.keyspaces import Keyspaces
+from tikv_embedded.pd_faults import PdFaults
 from tikv_embedded.pd_header import error_header, header
 from tikv_embedded.pd_members import PdMember, PdMembers, Refusal
 from tikv_embedded.resource_groups import ResourceGroups
 from tikv_embedded.revisions import RevisionedStore
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, unary
+from tikv_embedded.scattering import Scattering
 from tikv_embedded.topology import Topology
 from tikv_embedded.ts_marks import TimestampMarks
 from tikv_embedded.tso import TimestampOracle
@@ -45,6 +48,9 @@ class PdState:
     gc: GcStates
     marks: TimestampMarks
     resource_groups: ResourceGroups
+    scattering: Scattering
+    buckets: Buckets
+    faults: PdFaults
 
     @classmethod
     def open(
@@ -58,11 +64,22 @@ class PdState:
         clock: Clock,
     ) -> PdState:
         """Return the state of a cluster whose Regions, timestamps and keyspaces are open already."""
-        pairs = RevisionedStore(engine)
-        gc = GcStates(pairs, keyspaces, topology.cluster_id, clock.seconds)
-        marks = TimestampMarks(pairs, topology.cluster_id)
-        groups = ResourceGroups(pairs, keyspaces)
-        return cls(mode, topology, oracle, keyspaces, members, clock, pairs, gc, marks, groups)
+        pairs, cluster_id = RevisionedStore(engine), topology.cluster_id
+        return cls(
+            mode=mode,
+            topology=topology,
+            oracle=oracle,
+            keyspaces=keyspaces,
+            members=members,
+            clock=clock,
+            pairs=pairs,
+            gc=GcStates(pairs, keyspaces, cluster_id, clock.seconds),
+            marks=TimestampMarks(pairs, cluster_id),
+            resource_groups=ResourceGroups(pairs, keyspaces),
+            scattering=Scattering(topology),
+            buckets=Buckets(),
+            faults=PdFaults(cluster_id),
+        )
 
     @property
     def header(self) -> pdpb.ResponseHeader:
