@@ -64,6 +64,9 @@ from tikv_pd.meta_storage import (
     MetaEntries as MetaEntries,
     MetaStorage as MetaStorage,
 )
+from tikv_pd.observer import (
+    PdObserver as PdObserver,
+)
 from tikv_pd.resource_groups import (
     ResourceGroup as ResourceGroup,
     ResourceGroups as ResourceGroups,

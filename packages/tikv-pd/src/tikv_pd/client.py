@@ -22,6 +22,7 @@ from tikv_pd.gc import Gc
 from tikv_pd.keyspaces import Keyspaces
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
 from tikv_pd.meta_storage import GlobalConfigs, MetaStorage
+from tikv_pd.observer import ObservedTransport, PdObserver
 from tikv_pd.resource_groups import ResourceGroups
 from tikv_pd.timestamp import Timestamp
 from tikv_pd.topology import Keyspace, Member, Operator, Region, Store
@@ -62,6 +63,7 @@ class PdClient:
         config: How patient to be.
         security: TLS material; plain text without.
         transport: What to reach PD through, gRPC by default.
+        observer: Whom to report each RPC to, for metrics.
 
     Raises:
         ConfigError: the address or the TLS material cannot be used.
@@ -84,11 +86,13 @@ class PdClient:
         config: PdConfig | None = None,
         security: SecurityConfig | None = None,
         transport: Transport | None = None,
+        observer: PdObserver | None = None,
     ) -> None:
         self._seeds = parse_address(address).endpoints
         self._config = config if config is not None else PdConfig()
         self._security = security
         self._transport = transport
+        self._observer = observer
         self._session: _Session | None = None
         self._was_opened = False
 
@@ -105,6 +109,8 @@ class PdClient:
         self._was_opened = True
         transport = self._transport if self._transport is not None else _grpc(self._security)
         transport = map_hosts(transport, self._config.host_mapping)
+        if self._observer is not None:
+            transport = ObservedTransport(transport, self._observer)
         members = Members(self._seeds, transport, self._config, tls=self._security is not None)
         try:
             await members.discover()
