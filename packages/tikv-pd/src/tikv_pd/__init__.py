@@ -1,7 +1,8 @@
 """The Placement Driver client of TiKV, and the base that every layer above shares.
 
-`PdClient` grants timestamps and knows Regions, stores and keyspaces, as the values `Timestamp`, `Region`, `Peer`,
-`RegionEpoch`, `Store` and `Keyspace`. `TikvError` is the root of every error, `Deadline` and `Backoffer` bound every
+`PdClient` grants timestamps and knows Regions and stores; its parts `gc`, `keyspaces`, `resource_groups`, `meta` and
+`global_config` know the rest. What they return are values such as `Timestamp`, `Region`, `Peer`, `RegionEpoch`,
+`Store`, `Keyspace` and `GcState`. `TikvError` is the root of every error, `Deadline` and `Backoffer` bound every
 operation, `PdConfig` and `SecurityConfig` configure. The kinds of waits are in `tikv_pd.backoff`, the transport seam is
 in `tikv_pd.lowlevel`, fakes for tests are in `tikv_pd.testing`.
 """
@@ -16,6 +17,7 @@ from tikv_pd.client import (
 )
 from tikv_pd.config import (
     Address as Address,
+    BreakerConfig as BreakerConfig,
     ClusterAddress as ClusterAddress,
     HostMapping as HostMapping,
     PdConfig as PdConfig,
@@ -27,6 +29,7 @@ from tikv_pd.deadline import (
 )
 from tikv_pd.errors import (
     BackoffExceeded as BackoffExceeded,
+    CircuitOpen as CircuitOpen,
     ClosedError as ClosedError,
     ClusterMismatch as ClusterMismatch,
     ConfigError as ConfigError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,6 +17,7 @@ from tikv_pd._calls import Calls
 from tikv_pd._members import Members
 from tikv_pd._oracle import Oracle
 from tikv_pd._region_queries import ById, ByKey, ByPrevKey, Query, RegionQueries, key_ranges
+from tikv_pd.breaker import CircuitBreaker
 from tikv_pd.config import Address, PdConfig, SecurityConfig, parse_address
 from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError, UnknownRegion
 from tikv_pd.gc import Gc
@@ -75,6 +77,7 @@ class PdClient:
         ClosedError: the client is not open.
         TypeError: a key is not bytes.
         ConfigError: another argument can never work.
+        CircuitOpen: queries of Regions only, with `PdConfig.region_breaker`.
 
     Cancelling an operation is safe; it leaves nothing behind.
     """
@@ -93,6 +96,8 @@ class PdClient:
         self._security = security
         self._transport = transport
         self._observer = observer
+        settings = self._config.region_breaker
+        self._region_breaker = CircuitBreaker(settings) if settings is not None else None
         self._session: _Session | None = None
         self._was_opened = False
 
@@ -484,7 +489,9 @@ class PdClient:
     async def _region(
         self, operation: str, query: Query, timeout: float | None, *, allow_follower: bool
     ) -> Region | None:
-        return await self._open_session().regions.get(operation, query, timeout, allow_follower=allow_follower)
+        session = self._open_session()
+        with self._breaker(operation, session):
+            return await session.regions.get(operation, query, timeout, allow_follower=allow_follower)
 
     async def _scan(
         self,
@@ -500,10 +507,16 @@ class PdClient:
         request = pdpb.BatchScanRegionsRequest(
             ranges=key_ranges(ranges), limit=limit, need_buckets=need_buckets, contain_all_key_range=contain_all
         )
-        answer = await self._open_session().calls.call(
-            operation, services.PD.BatchScanRegions, request, timeout, allow_follower=allow_follower
-        )
+        session = self._open_session()
+        with self._breaker(operation, session):
+            answer = await session.calls.call(
+                operation, services.PD.BatchScanRegions, request, timeout, allow_follower=allow_follower
+            )
         return [region for region in map(Region.from_answer, answer.regions) if region is not None]
+
+    def _breaker(self, operation: str, session: _Session) -> AbstractContextManager[None]:
+        breaker = self._region_breaker
+        return nullcontext() if breaker is None else breaker.guard(operation, session.transport.now)
 
     async def _call(
         self, name: str, rpc: Rpc[Any, Resp], request: Message, timeout: float | None, *, is_patient: bool = False

@@ -129,6 +129,22 @@ def _mapping_or_callable(_instance: Any, attribute: attrs.Attribute[Any], value:
 
 
 @attrs.frozen(kw_only=True)
+class BreakerConfig:
+    """When calls fail at once because too many before them got no answer in time. Source: pd client circuitbreaker."""
+
+    threshold: float = attrs.field(validator=[validators.instance_of((int, float)), positive])
+    """Percent of the calls in a window that must have failed."""
+    window: float = attrs.field(default=30.0, validator=[validators.instance_of((int, float)), positive])
+    """Seconds in which calls are counted together."""
+    min_rate: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
+    """Calls a second below which a window says nothing."""
+    cooldown: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
+    """Seconds for which calls fail at once."""
+    trials: int = attrs.field(default=1, validator=[validators.instance_of(int), positive])
+    """Calls that must succeed afterwards until everybody may call again."""
+
+
+@attrs.frozen(kw_only=True)
 class PdConfig:
     """How to talk to PD."""
 
@@ -148,6 +164,10 @@ class PdConfig:
     """Seconds between two timestamps of low resolution. Source: client-go defaultOracleUpdateInterval."""
     forwarding: bool = attrs.field(default=False, validator=validators.instance_of(bool))
     """Whether followers pass requests on to a leader that cannot be reached from here; timestamps excepted."""
+    region_breaker: BreakerConfig | None = attrs.field(
+        default=None, validator=validators.optional(validators.instance_of(BreakerConfig))
+    )
+    """When queries of Regions fail at once for a while, because PD is overloaded; None for never."""
     caller_component: str = "tikv-sdk-python"
     """Name that PD logs and counts requests under."""
     host_mapping: HostMapping | None = attrs.field(

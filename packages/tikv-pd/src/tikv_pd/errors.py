@@ -256,5 +256,18 @@ class GcBarrierTooOld(TikvError):
         return f"a barrier at {self.ts} comes too late: the txn safe point is {self.txn_safe_point}"
 
 
+@attrs.define(eq=False)
+class CircuitOpen(TikvError):
+    """Too many calls like this got no answer in time; for a while all fail at once. See `BreakerConfig`."""
+
+    retryable: ClassVar[bool] = True
+
+    operation: str
+    """The call."""
+
+    def __str__(self) -> str:
+        return f"{self.operation} was not tried: too many calls before it got no answer in time"
+
+
 def _because(cause: BaseException | None) -> str:
     return f": {cause}" if cause is not None else ""

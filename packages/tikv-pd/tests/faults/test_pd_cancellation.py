@@ -17,11 +17,13 @@ PATIENT = PdConfig(timeout=1000, operation_timeout=1000)
 def unary_without_answer(pd: FakePd) -> None:
     pd.hang(PD.GetStore)
     pd.hang(PD.Tso)
+    pd.hang(PD.QueryRegion)
 
 
 def leader_refuses_and_members_do_not_answer(pd: FakePd) -> None:
     pd.refuse(PD.GetStore)
     pd.refuse(PD.Tso)
+    pd.refuse(PD.QueryRegion)
     pd.hang(PD.GetMembers)
 
 
@@ -48,7 +50,15 @@ async def get_ts(client: PdClient) -> object:
     return await client.get_ts()
 
 
-@pytest.fixture(params=[get_store, get_ts])
+async def get_region(client: PdClient) -> object:
+    return await client.get_region(b"k")
+
+
+async def wait_for(client: PdClient) -> object:
+    return await client.wait_for(1)
+
+
+@pytest.fixture(params=[get_store, get_ts, get_region, wait_for])
 def call(request: pytest.FixtureRequest) -> Callable[[PdClient], Awaitable[object]]:
     return request.param  # type: ignore[no-any-return]  # one of the above
 
