@@ -38,6 +38,11 @@ async def settle() -> None:
             await anyio.lowlevel.checkpoint()
 
 
+def is_about(seconds: float, expected: float) -> bool:
+    """Tell whether something took as long as it should; on a real clock the machine may be busy."""
+    return expected - 0.001 <= seconds < expected + 0.5
+
+
 class Asked:
     """One call in a task of its own, and how it ended."""
 
@@ -325,18 +330,18 @@ class TestDeadlines:
         await anyio.sleep(0.1)
 
         assert await asked.failure() == ("DEADLINE_EXCEEDED", True)
-        assert asked.seconds == pytest.approx(0.05, abs=0.03)
+        assert is_about(asked.seconds, 0.05)
         assert "0.05 s" in str(asked.error)
 
     async def test_an_earlier_deadline_is_met_while_a_later_one_is_awaited(self, line: Line) -> None:
         client = line.open()
-        (long,) = await line.ask(client, b"a", timeout=0.5)
+        (long,) = await line.ask(client, b"a", timeout=5)
 
         (short,) = await line.ask(client, b"b", timeout=0.05)
         await anyio.sleep(0.1)
 
         assert await short.failure() == ("DEADLINE_EXCEEDED", True)
-        assert short.seconds == pytest.approx(0.05, abs=0.03)
+        assert is_about(short.seconds, 0.05)
         assert long.error is None
 
     async def test_a_later_deadline_is_met_after_an_earlier_one_passed(self, line: Line) -> None:
@@ -346,7 +351,7 @@ class TestDeadlines:
         (long,) = await line.ask(client, b"b", timeout=0.1)
         await anyio.sleep(0.2)
 
-        assert long.seconds == pytest.approx(0.1, abs=0.03)
+        assert is_about(long.seconds, 0.1)
 
     async def test_deadlines_are_met_after_a_time_of_rest(self, line: Line) -> None:
         client = line.open()
@@ -357,7 +362,7 @@ class TestDeadlines:
         (asked,) = await line.ask(client, b"b", timeout=0.02)
         await anyio.sleep(0.1)
 
-        assert asked.seconds == pytest.approx(0.02, abs=0.02)
+        assert is_about(asked.seconds, 0.02)
 
     async def test_a_call_that_waits_for_a_connection_was_not_sent(self, line: Line) -> None:
         connection = GatedConnection(line.network)
@@ -396,12 +401,12 @@ class TestDeadlines:
 
     async def test_many_deadlines_are_met_though_they_are_looked_through_together(self, line: Line) -> None:
         client = line.open()
-        asked = [Asked(line.tasks, client, b"a", 0.2 + number * 1e-5, "RawGet") for number in range(500)]
+        asked = [Asked(line.tasks, client, b"a", 2 + number * 1e-5, "RawGet") for number in range(500)]
 
-        await anyio.sleep(0.5)
+        await anyio.sleep(3)
 
         assert {await call.failure() for call in asked} == {("DEADLINE_EXCEEDED", True)}
-        assert max(call.seconds for call in asked) < 0.3
+        assert is_about(max(call.seconds for call in asked), 0.205)
 
     async def test_a_stream_that_takes_nothing_does_not_collect_calls_that_are_gone(self, line: Line) -> None:
         connection = GatedConnection(line.network)
@@ -525,7 +530,7 @@ class TestBreaks:
         await anyio.sleep(0.1)
 
         assert await asked.failure() == ("UNAVAILABLE", False)
-        assert asked.seconds == pytest.approx(0.05, abs=0.03)
+        assert is_about(asked.seconds, 0.05)
 
     async def test_the_next_call_tries_to_connect_again(self, line: Line) -> None:
         line.stop()
