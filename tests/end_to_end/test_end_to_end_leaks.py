@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import random
 import subprocess
 import sys
@@ -123,11 +124,23 @@ def named(function: Callable[..., object]) -> str:
 
 
 def sockets() -> int:
+    # What a cancelled call refers to in a circle, gRPC's channel among it, goes when Python gets to it.
+    gc.collect()
     found = 0
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # The one that lists the directory is gone.
             found += str(entry.readlink()).startswith("socket:")
     return found
+
+
+async def duration(use: Callable[[], Awaitable[None]]) -> float:
+    """Return how long a call takes when nothing else keeps the machine busy: the shortest of some."""
+    shortest = math.inf
+    for _ in range(10):
+        started = time.perf_counter()
+        await use()
+        shortest = min(shortest, time.perf_counter() - started)
+    return shortest
 
 
 def count_tasks() -> int:
@@ -173,10 +186,7 @@ async def test_a_call_cancelled_at_any_moment_leaves_the_client_usable(
     cancel: Callable[[Awaitable[None], float], Awaitable[bool]],
 ) -> None:
     chance = random.Random(4)
-    await operation(client)
-    started = time.perf_counter()
-    await operation(client)
-    typical = time.perf_counter() - started
+    typical = await duration(lambda: operation(client))
     tasks = count_tasks()
     cancelled = 0
 
@@ -260,10 +270,7 @@ async def test_opening_using_and_closing_cancelled_at_any_moment_leaves_nothing(
             await client.batch_put(PAIRS)
 
     chance = random.Random(7)
-    await use()
-    started = time.perf_counter()
-    await use()
-    typical = time.perf_counter() - started
+    typical = await duration(use)
     open_sockets, tasks = await at_rest(sockets), await at_rest(count_tasks)
 
     cancelled = 0
