@@ -1,7 +1,8 @@
 """A TiKV-compatible cluster (PD and stores over gRPC, in memory or durable) in one process.
 
 - `EmbeddedCluster` starts it, and changes its topology while it runs.
-- `PdControls` (`cluster.pd`) acts on PD: its clock, its settings.
+- `PdControls` (`cluster.pd`) acts on PD: its faults, its clock, its settings.
+- `TsoServers` (`cluster.tso`) are those that give out timestamps in PD's place, if any.
 - `Region`, `Peer`, `RegionEpoch`, `Store`: what it is made of, as values.
 - `EmbeddedError` and its family: what starting or changing it can raise.
 
@@ -19,3 +20,4 @@ from tikv_embedded.errors import (
 )
 from tikv_embedded.pd_controls import PdControls as PdControls
 from tikv_embedded.region import Peer as Peer, Region as Region, RegionEpoch as RegionEpoch, Store as Store
+from tikv_embedded.tso_servers import TsoServers as TsoServers

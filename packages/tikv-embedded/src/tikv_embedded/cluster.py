@@ -27,6 +27,7 @@ from tikv_embedded.region import Region, Store
 from tikv_embedded.tikv_service import TikvService, TikvState
 from tikv_embedded.topology import Topology
 from tikv_embedded.tso import TimestampOracle
+from tikv_embedded.tso_servers import TsoServers
 
 
 @attrs.frozen
@@ -38,6 +39,8 @@ class _Running:
     pd: PdState
     pd_controls: PdControls
     pd_endpoints: list[Endpoint]
+    tso: TsoServers
+    tso_endpoints: list[Endpoint]
     tikv: TikvState
     services: dict[int, TikvService]
     endpoints: dict[int, Endpoint]
@@ -60,6 +63,7 @@ class EmbeddedCluster:
         path: Data directory, made if needed; None keeps everything in memory. What was acknowledged survives a kill.
         api_version: Storage mode: `v1`, `v1ttl` or `v2`. Fixed once a data directory is written.
         pd_members: 1 or 3 PD servers.
+        tso_servers: 0 to 5 servers that give out timestamps in PD's place, on free ports; 0 lets PD do it.
         split_keys: Raw user keys at which Regions begin (in `v2` keys of keyspace DEFAULT). A new cluster spreads the
             Regions over its stores; an existing one is split where it is not yet.
         host: Address to listen on.
@@ -80,6 +84,7 @@ class EmbeddedCluster:
         path: str | os.PathLike[str] | None = None,
         api_version: str = "v1",
         pd_members: int = 1,
+        tso_servers: int = 0,
         split_keys: Iterable[bytes] = (),
         host: str = "127.0.0.1",
         pd_port: int = 0,
@@ -92,6 +97,7 @@ class EmbeddedCluster:
             path=path,
             api_version=api_version,
             pd_members=pd_members,
+            tso_servers=tso_servers,
             split_keys=split_keys,
             host=host,
             pd_port=pd_port,
@@ -133,7 +139,7 @@ class EmbeddedCluster:
         """Stop all ports and close the data; harmless when not running. Calls under way are cut off."""
         running, self._running = self._running, None
         if running is not None:
-            await _close(running.engine, [*running.pd_endpoints, *running.endpoints.values()])
+            await _close(running.engine, [*running.pd_endpoints, *running.tso_endpoints, *running.endpoints.values()])
 
     @property
     def url(self) -> str:
@@ -159,6 +165,11 @@ class EmbeddedCluster:
     def pd(self) -> PdControls:
         """What can be done to PD: its clock, its settings, its faults."""
         return self._state.pd_controls
+
+    @property
+    def tso(self) -> TsoServers:
+        """The servers that give out timestamps in PD's place; none unless asked for."""
+        return self._state.tso
 
     def regions(self) -> list[Region]:
         """Return all Regions, ascending by range."""
@@ -373,7 +384,8 @@ class EmbeddedCluster:
             endpoints[store_id] = Endpoint(options.host)
         pd_ports = [options.pd_port + index if options.pd_port else 0 for index in range(options.pd_members)]
         pd_endpoints = [Endpoint(options.host, port) for port in pd_ports]
-        for endpoint in (*pd_endpoints, *endpoints.values()):
+        tso_endpoints = [Endpoint(options.host) for _ in range(options.tso_servers)]
+        for endpoint in (*pd_endpoints, *tso_endpoints, *endpoints.values()):
             started.append(endpoint)
             endpoint.bind()
         for store_id, endpoint in endpoints.items():
@@ -386,9 +398,13 @@ class EmbeddedCluster:
             for index, endpoint in enumerate(pd_endpoints, 1)
         )
         pd = PdState.open(options.mode, engine, topology, oracle, keyspaces, PdMembers(members, members[0]), clock)
+        tso = TsoServers(pd, tso_endpoints)
+        await tso.serve()
         for member, endpoint in zip(members, pd_endpoints, strict=True):
             await endpoint.start(pd_handlers(pd, member))
-        return _Running(engine, topology, pd, PdControls(pd), pd_endpoints, tikv, services, endpoints)
+        return _Running(
+            engine, topology, pd, PdControls(pd), pd_endpoints, tso, tso_endpoints, tikv, services, endpoints
+        )
 
 
 def _publish(topology: Topology, store_id: int, endpoint: Endpoint) -> Store:

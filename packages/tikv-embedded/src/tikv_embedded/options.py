@@ -17,6 +17,9 @@ _T = TypeVar("_T")
 MAX_STORES = 100
 """More would be no cluster for one process."""
 
+MAX_TSO_SERVERS = 5
+"""All but one of them only wait."""
+
 
 @attrs.frozen(kw_only=True)
 class ClusterOptions:
@@ -26,6 +29,7 @@ class ClusterOptions:
     path: Path | None
     mode: ApiMode
     pd_members: int
+    tso_servers: int = 0
     split_keys: tuple[bytes, ...]
     host: str
     pd_port: int
@@ -40,6 +44,7 @@ def check_options(
     path: str | os.PathLike[str] | None,
     api_version: str,
     pd_members: int,
+    tso_servers: int,
     split_keys: Iterable[bytes],
     host: str,
     pd_port: int,
@@ -54,6 +59,7 @@ def check_options(
     """
     _check_int("stores", stores, 1, MAX_STORES)
     _check_int("max_peer_count", max_peer_count, 1, MAX_STORES)
+    _check_int("tso_servers", tso_servers, 0, MAX_TSO_SERVERS)
     _check_int("pd_port", pd_port, 0, 65535)
     if pd_members not in (1, 3):
         raise OptionError(f"pd_members must be 1 or 3, not {pd_members!r}")
@@ -72,6 +78,7 @@ def check_options(
         path=None if path is None else Path(path),
         mode=modes[api_version],
         pd_members=pd_members,
+        tso_servers=tso_servers,
         split_keys=keys,
         host=host,
         pd_port=pd_port,

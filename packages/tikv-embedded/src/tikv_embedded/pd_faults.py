@@ -17,7 +17,6 @@ import grpc
 from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
-from tikv_embedded.pd_header import error_header
 from tikv_embedded.rpc_handlers import Handler, ServicerContext
 
 
@@ -152,7 +151,9 @@ class PdFaults:
         return handle
 
     def _refusal(self, response: Any, error: pdpb.Error) -> Any:
-        return response(header=error_header(self._cluster_id, error.type, error.message))
+        # The headers of PD, TSO and meta storage look alike.
+        fields = {"type": error.type, "message": error.message}
+        return response(header={"cluster_id": self._cluster_id, "error": fields})
 
 
 async def _strike(fault: Fault, context: ServicerContext) -> None:

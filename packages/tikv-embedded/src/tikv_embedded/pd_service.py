@@ -85,7 +85,12 @@ class PdService:
     async def _get_cluster_info(
         self, _request: pdpb.GetClusterInfoRequest, _context: ServicerContext
     ) -> pdpb.GetClusterInfoResponse:
-        return pdpb.GetClusterInfoResponse(header=self._state.header, serviceModes=[pdpb.ServiceMode.PD_SVC_MODE])
+        urls, modes = self._state.tso_urls, pdpb.ServiceMode
+        return pdpb.GetClusterInfoResponse(
+            header=self._state.header,
+            serviceModes=[modes.API_SVC_MODE if urls else modes.PD_SVC_MODE],
+            tso_urls=urls,
+        )
 
     async def _tso(
         self, requests: AsyncIterator[pdpb.TsoRequest], context: ServicerContext

@@ -51,6 +51,8 @@ class PdState:
     scattering: Scattering
     buckets: Buckets
     faults: PdFaults
+    tso_urls: list[str] = attrs.field(factory=list)
+    """Where timestamps are served apart from PD; empty when PD does."""
 
     @classmethod
     def open(

@@ -1,0 +1,101 @@
+"""The TSO servers of a cluster whose timestamps are served apart from PD: `EmbeddedCluster.tso`."""
+
+from __future__ import annotations
+
+from tikv_embedded.endpoint import Endpoint
+from tikv_embedded.errors import TopologyError
+from tikv_embedded.pd_state import PdState
+from tikv_embedded.rpc_handlers import Handler
+from tikv_embedded.tso_service import DEFAULT_GROUP, TsoGroups, TsoService
+
+
+class TsoServers:
+    """Servers on ports of their own, any of which may be primary of a keyspace group.
+
+    Args:
+        state: What they share with PD.
+        endpoints: Their ports, bound and not started.
+    """
+
+    def __init__(self, state: PdState, endpoints: list[Endpoint]) -> None:
+        self._state = state
+        self._endpoints = endpoints
+        addresses = tuple(endpoint.address for endpoint in endpoints)
+        self._groups = TsoGroups(state.topology.cluster_id, state.oracle, state.pairs, addresses)
+
+    @property
+    def addresses(self) -> list[str]:
+        """host:port of each server; empty when PD serves timestamps itself."""
+        return [endpoint.address for endpoint in self._endpoints]
+
+    @property
+    def keyspace_groups(self) -> dict[int, int]:
+        """Keyspace group → index of its primary in `addresses`."""
+        return dict(self._groups.primaries)
+
+    async def serve(self) -> None:
+        """Start all servers, the first one as primary, and let PD point at them; once."""
+        self._groups.forget_primaries()
+        if self._endpoints:
+            self._groups.set_primary(DEFAULT_GROUP, 0)
+            self._state.tso_urls[:] = [f"http://{address}" for address in self.addresses]
+        for server, endpoint in enumerate(self._endpoints):
+            await endpoint.start(self._handlers(server))
+
+    def move_keyspace(self, keyspace_id: int, group: int) -> None:
+        """Put a keyspace in a keyspace group, which is made if it is new.
+
+        Raises:
+            TopologyError: there are no TSO servers.
+        """
+        self._endpoint(0)
+        self._groups.move_keyspace(keyspace_id, group)
+
+    def transfer_primary(self, server: int, group: int = DEFAULT_GROUP) -> None:
+        """Let another server serve a keyspace group; the old one refuses from now on.
+
+        Raises:
+            TopologyError: no such server or group, or the server does not run.
+        """
+        if not self._endpoint(server).is_running:
+            raise TopologyError(f"TSO server {server} does not run, so it cannot be primary")
+        self._groups.check_group(group)
+        self._groups.set_primary(group, server)
+
+    async def stop(self, server: int) -> None:
+        """Close a server's port; the next running one becomes primary of its groups. Harmless when stopped.
+
+        Raises:
+            TopologyError: there is no such server.
+        """
+        await self._endpoint(server).stop()
+        self._elect()
+
+    async def start(self, server: int) -> None:
+        """Open a server's port again, the same one; harmless when it runs.
+
+        Raises:
+            TopologyError: there is no such server.
+            PortInUseError: something else took the port meanwhile.
+        """
+        endpoint = self._endpoint(server)
+        if not endpoint.is_running:
+            endpoint.bind()
+            await endpoint.start(self._handlers(server))
+            self._elect()
+
+    def _elect(self) -> None:
+        """Give groups whose primary is stopped to the first server that runs, if one does."""
+        running = [server for server, endpoint in enumerate(self._endpoints) if endpoint.is_running]
+        for group, primary in self.keyspace_groups.items():
+            if running and primary not in running:
+                self._groups.set_primary(group, running[0])
+
+    def _endpoint(self, server: int) -> Endpoint:
+        if not 0 <= server < len(self._endpoints):
+            raise TopologyError(f"there is no TSO server {server}")
+        return self._endpoints[server]
+
+    def _handlers(self, server: int) -> list[Handler]:
+        service = TsoService(self._groups, server)
+        return [self._state.faults.around(handler, server) for handler in service.handlers()]
