@@ -257,8 +257,8 @@ async def test_a_closed_client_leaves_no_task_thread_or_socket(other_process: st
         await use()
 
     assert await at_rest(count_tasks) <= tasks
-    assert threading.active_count() == threads
     assert await at_rest(sockets) == open_sockets
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("cancel", [cancel_in_scope, cancel_natively], ids=named)
