@@ -130,7 +130,7 @@ async def test_a_closed_cluster_leaves_no_port_task_thread_or_file(tmp_path: Pat
     before, threads = remains(), threading.active_count()
     addresses = await round_trip(tmp_path / "data")
     with anyio.move_on_after(5):
-        while remains() > before:  # gRPC closes connections in threads of its own.
+        while remains() > before:  # noqa: ASYNC110  # gRPC closes connections in threads of its own.
             await asyncio.sleep(0.01)
 
     assert remains() <= before
