@@ -11,15 +11,15 @@ from typing import Self
 
 import attrs
 
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.bootstrap import open_state, user_bound
 from tikv_embedded.clock import Clock
 from tikv_embedded.endpoint import Endpoint
 from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine
-from tikv_embedded.errors import ClusterNotRunningError, OptionError, TopologyError
-from tikv_embedded.keyspaces import txn_bounds
+from tikv_embedded.errors import ClusterNotRunningError, TopologyError
+from tikv_embedded.http_endpoint import HttpEndpoint
 from tikv_embedded.options import ClusterOptions, check_options
 from tikv_embedded.pd_controls import PdControls
+from tikv_embedded.pd_http import PdHttp
 from tikv_embedded.pd_members import PdMember, PdMembers
 from tikv_embedded.pd_services import pd_handlers
 from tikv_embedded.pd_state import PdState
@@ -64,6 +64,7 @@ class EmbeddedCluster:
         api_version: Storage mode: `v1`, `v1ttl` or `v2`. Fixed once a data directory is written.
         pd_members: 1 or 3 PD servers.
         tso_servers: 0 to 5 servers that give out timestamps in PD's place, on free ports; 0 lets PD do it.
+        http: Whether PD's ports answer HTTP too. Every byte of gRPC with PD is then passed on once more.
         split_keys: Raw user keys at which Regions begin (in `v2` keys of keyspace DEFAULT). A new cluster spreads the
             Regions over its stores; an existing one is split where it is not yet.
         host: Address to listen on.
@@ -85,6 +86,7 @@ class EmbeddedCluster:
         api_version: str = "v1",
         pd_members: int = 1,
         tso_servers: int = 0,
+        http: bool = False,
         split_keys: Iterable[bytes] = (),
         host: str = "127.0.0.1",
         pd_port: int = 0,
@@ -98,6 +100,7 @@ class EmbeddedCluster:
             api_version=api_version,
             pd_members=pd_members,
             tso_servers=tso_servers,
+            http=http,
             split_keys=split_keys,
             host=host,
             pd_port=pd_port,
@@ -249,14 +252,7 @@ class EmbeddedCluster:
         Raises:
             OptionError: another storage mode, not a name, or one that is taken.
         """
-        state = self._state
-        if self._options.mode is not ApiMode.V2:
-            raise OptionError("keyspaces need api_version='v2'")
-        if state.pd.keyspaces.by_name(name) is not None:
-            raise OptionError(f"there is a keyspace {name!r} already")
-        keyspace = state.pd.keyspaces.ensure(name, config)
-        state.topology.split(txn_bounds(keyspace.id))
-        return keyspace.id
+        return self._state.pd.create_keyspace(name, config).id
 
     def transfer_pd_leader(self, member: int | str) -> None:
         """Let another PD member lead: its index in `pd_addresses`, or its name (`pd-1` and so on).
@@ -383,7 +379,8 @@ class EmbeddedCluster:
             services[store_id] = TikvService(tikv, store_id)
             endpoints[store_id] = Endpoint(options.host)
         pd_ports = [options.pd_port + index if options.pd_port else 0 for index in range(options.pd_members)]
-        pd_endpoints = [Endpoint(options.host, port) for port in pd_ports]
+        kind = HttpEndpoint if options.http else Endpoint
+        pd_endpoints = [kind(options.host, port) for port in pd_ports]
         tso_endpoints = [Endpoint(options.host) for _ in range(options.tso_servers)]
         for endpoint in (*pd_endpoints, *tso_endpoints, *endpoints.values()):
             started.append(endpoint)
@@ -400,7 +397,10 @@ class EmbeddedCluster:
         pd = PdState.open(options.mode, engine, topology, oracle, keyspaces, PdMembers(members, members[0]), clock)
         tso = TsoServers(pd, tso_endpoints)
         await tso.serve()
+        answers = PdHttp(pd, lambda member: pd_endpoints[member.id - 1].is_running)
         for member, endpoint in zip(members, pd_endpoints, strict=True):
+            if isinstance(endpoint, HttpEndpoint):
+                endpoint.answer = answers.answer
             await endpoint.start(pd_handlers(pd, member))
         return _Running(
             engine, topology, pd, PdControls(pd), pd_endpoints, tso, tso_endpoints, tikv, services, endpoints

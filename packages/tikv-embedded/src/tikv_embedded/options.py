@@ -30,6 +30,7 @@ class ClusterOptions:
     mode: ApiMode
     pd_members: int
     tso_servers: int = 0
+    http: bool = False
     split_keys: tuple[bytes, ...]
     host: str
     pd_port: int
@@ -45,6 +46,7 @@ def check_options(
     api_version: str,
     pd_members: int,
     tso_servers: int,
+    http: bool,
     split_keys: Iterable[bytes],
     host: str,
     pd_port: int,
@@ -79,6 +81,7 @@ def check_options(
         mode=modes[api_version],
         pd_members=pd_members,
         tso_servers=tso_servers,
+        http=http,
         split_keys=keys,
         host=host,
         pd_port=pd_port,

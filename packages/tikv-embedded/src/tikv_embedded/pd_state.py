@@ -5,20 +5,21 @@ Source: tikv/pd server/grpc_service.go unaryMiddleware.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import attrs
 from google.protobuf.message import Message
-from tikv_proto import pdpb
+from tikv_proto import keyspacepb, pdpb
 from tikv_proto.services import Rpc
 
 from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.buckets import Buckets
 from tikv_embedded.clock import Clock
 from tikv_embedded.engine import Engine
+from tikv_embedded.errors import OptionError
 from tikv_embedded.gc_store import GcStates
-from tikv_embedded.keyspaces import Keyspaces
+from tikv_embedded.keyspaces import Keyspaces, txn_bounds
 from tikv_embedded.pd_faults import PdFaults
 from tikv_embedded.pd_header import error_header, header
 from tikv_embedded.pd_members import PdMember, PdMembers, Refusal
@@ -82,6 +83,20 @@ class PdState:
             buckets=Buckets(),
             faults=PdFaults(cluster_id),
         )
+
+    def create_keyspace(self, name: str, config: Mapping[str, str] | None) -> keyspacepb.KeyspaceMeta:
+        """Make a keyspace with Regions of its own, and return it.
+
+        Raises:
+            OptionError: another storage mode than V2, not a name, or one that is taken.
+        """
+        if self.mode is not ApiMode.V2:
+            raise OptionError("keyspaces need api_version='v2'")
+        if self.keyspaces.by_name(name) is not None:
+            raise OptionError(f"there is a keyspace {name!r} already")
+        keyspace = self.keyspaces.ensure(name, config)
+        self.topology.split(txn_bounds(keyspace.id))
+        return keyspace
 
     @property
     def header(self) -> pdpb.ResponseHeader:

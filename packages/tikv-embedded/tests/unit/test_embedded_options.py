@@ -16,6 +16,7 @@ DEFAULTS: dict[str, Any] = {
     "api_version": "v1",
     "pd_members": 1,
     "tso_servers": 0,
+    "http": False,
     "split_keys": (),
     "host": "127.0.0.1",
     "pd_port": 0,
