@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path=options.path,
             api_version=options.api_version,
             pd_members=options.pd_members,
+            tso_servers=options.tso_servers,
+            http=options.http,
             split_keys=options.split_keys,
             host=host,
             pd_port=port,
@@ -111,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="PD servers; the further ones take the next ports (default: %(default)s)",
     )
+    serve.add_argument(
+        "--tso-servers",
+        metavar="N",
+        type=int,
+        default=0,
+        help="servers that give out timestamps in PD's place, on free ports (default: %(default)s, PD does it)",
+    )
+    serve.add_argument("--http", action="store_true", help="let PD's ports answer HTTP too")
     serve.add_argument(
         "--split-keys",
         metavar="K1,K2,...",

@@ -7,6 +7,7 @@ from tikv_embedded.meta_storage_service import MetaStorageService
 from tikv_embedded.pd_gc_service import PdGcService
 from tikv_embedded.pd_keyspace_service import PdKeyspaceService
 from tikv_embedded.pd_members import PdMember
+from tikv_embedded.pd_registration_service import PdRegistrationService
 from tikv_embedded.pd_service import PdService
 from tikv_embedded.pd_state import PdState
 from tikv_embedded.pd_timestamp_service import PdTimestampService
@@ -21,6 +22,7 @@ def pd_handlers(state: PdState, member: PdMember) -> list[Handler]:
         PdKeyspaceService(state, member),
         PdGcService(state, member),
         PdTimestampService(state, member),
+        PdRegistrationService(state, member),
         MetaStorageService(state, member),
         GlobalConfigService(state),
         ResourceManagerService(state, member),

@@ -385,3 +385,18 @@ async def test_a_killed_server_comes_back_with_all_it_promised(tmp_path: Path) -
             cluster_ids.add(client.cluster_id)
         assert server.stop() == (0, "", "")
     assert len(cluster_ids) == 1
+
+
+async def test_timestamps_apart_from_pd_and_http_can_be_asked_for() -> None:
+    with Server("--tso-servers", "2", "--http") as server:
+        host, port = server.pd_addresses[0].rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(b"GET /ping HTTP/1.1\r\n\r\n")
+            pong = connection.makefile("rb").read()
+        async with grpc.aio.insecure_channel(server.pd_addresses[0]) as channel:
+            info = await call(channel, PD.GetClusterInfo)(pdpb.GetClusterInfoRequest())
+
+        assert pong.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert list(info.serviceModes) == [pdpb.ServiceMode.API_SVC_MODE]
+        assert len(info.tso_urls) == 2
+        assert server.stop() == (0, "", "")

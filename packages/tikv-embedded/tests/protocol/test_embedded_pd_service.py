@@ -110,9 +110,21 @@ async def test_another_cluster_id_is_a_failed_precondition(pd: Pd, rpc: Rpc[Any,
 
 
 async def test_what_is_not_served_is_unimplemented(pd: Pd) -> None:
-    error = await failure(pd.ask(PD.Bootstrap))
+    error = await failure(pd.ask(PD.AskSplit))
 
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_what_stores_and_old_clients_call_changes_nothing(pd: Pd) -> None:
+    bootstrap = await pd.ask(PD.Bootstrap)
+    heartbeats = [await pd.ask(PD.StoreHeartbeat, stats=pdpb.StoreStats(store_id=each)) for each in (1, 99)]
+    recovering = await pd.ask(PD.IsSnapshotRecovering)
+    old: list[Any] = [await pd.ask(PD.SyncMaxTS), await pd.ask(PD.GetDCLocationInfo)]
+
+    assert bootstrap.header.error.type == pdpb.ErrorType.ALREADY_BOOTSTRAPPED
+    assert [each.header.error.message for each in heartbeats] == ["", "store 99 not found"]
+    assert not recovering.marked
+    assert not any(each.header.HasField("error") for each in old)
 
 
 async def test_ids_come_in_batches_named_by_their_last(pd: Pd) -> None:
