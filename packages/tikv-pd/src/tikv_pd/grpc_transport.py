@@ -71,6 +71,23 @@ class GrpcTransport:
         return asyncio.get_running_loop().create_future()
 
 
+# A call that is cancelled ends for its caller at once, and a moment later on the wire. If the event loop is closed in
+# between, gRPC reports the end to a closed loop, from the next loop of the process: an exception there, or a crash (seen
+# with grpcio 1.85). So a connection, once closed, waits for the ends of its calls. Those of streams show as tasks that
+# end; the calls of other connections go on waiting among them, and are not waited for long. Those of unary calls do not
+# show at all.
+_STREAM_ENDS_WITHIN: Final = 0.1
+"""Seconds."""
+_CALL_ENDS_WITHIN: Final = 0.02
+"""Seconds."""
+
+
+def _awaited_ends() -> list[asyncio.Task[Any]]:
+    """Return gRPC's tasks that wait for the end of a stream."""
+    tasks = asyncio.all_tasks()
+    return [task for task in tasks if "_status_once_received" in getattr(task.get_coro(), "__name__", "")]
+
+
 class GrpcConnection:
     """One channel at a time. Callables are made once per RPC: making one costs more than using it."""
 
@@ -83,6 +100,7 @@ class GrpcConnection:
         self._channel = self._dial()
         self._outdated: list[grpc.aio.Channel] = []
         self._unary: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
+        self._cut_at = -math.inf
 
     @property
     def address(self) -> str:
@@ -157,6 +175,7 @@ class GrpcConnection:
             try:
                 response: Resp = await call
             except asyncio.CancelledError:
+                self._cut_at = time.monotonic()
                 await _heal_cancellation(call, self._address, rpc.name)
                 raise
             return response
@@ -175,7 +194,12 @@ class GrpcConnection:
     async def aclose(self) -> None:
         """Close the channel; calls under way fail."""
         await self._close_outdated()
+        ends = _awaited_ends()
         await self._channel.close()
+        with anyio.CancelScope(shield=True):
+            if ends:
+                await asyncio.wait(ends, timeout=_STREAM_ENDS_WITHIN)
+            await anyio.sleep(max(self._cut_at + _CALL_ENDS_WITHIN - time.monotonic(), 0))
 
 
 class GrpcStream(Generic[Req, Resp]):
