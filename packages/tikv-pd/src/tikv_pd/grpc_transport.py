@@ -72,10 +72,10 @@ class GrpcTransport:
 
 
 # A call that is cancelled ends for its caller at once, and a moment later on the wire. If the event loop is closed in
-# between, gRPC reports the end to a closed loop, from the next loop of the process: an exception there, or a crash (seen
-# with grpcio 1.85). So a connection, once closed, waits for the ends of its calls. Those of streams show as tasks that
-# end; the calls of other connections go on waiting among them, and are not waited for long. Those of unary calls do not
-# show at all.
+# between, gRPC reports the end to a closed loop, from the next loop of the process: an exception there, or a crash
+# (seen with grpcio 1.85). So a connection, once closed, waits for the ends of its calls. Those of streams show as
+# tasks that end; the calls of other connections go on waiting among them, and are not waited for long. Those of unary
+# calls do not show at all.
 _STREAM_ENDS_WITHIN: Final = 0.1
 """Seconds."""
 _CALL_ENDS_WITHIN: Final = 0.02
