@@ -32,6 +32,10 @@ class RegionIndex:
             return None
         return self.entries[index]
 
+    def by_id(self, region_id: int) -> RegionEntry | None:
+        """Return the entry of a Region, valid or not."""
+        return self._by_id.get(region_id)
+
     def at_end(self, key: bytes) -> RegionEntry | None:
         """Return the entry that holds the keys just below `key`, valid or not; the last one for an empty key."""
         index = (bisect_left(self.starts, key) if key else len(self.starts)) - 1
@@ -67,6 +71,7 @@ class RegionIndex:
             return None
         if replaced == [known] and known is not None and not renew and _is_kept(known, entry):
             known.expires_at = entry.expires_at
+            known.learn_buckets(entry.buckets)
             return known
         if known is not None and known not in replaced:
             self.remove(known)
@@ -74,6 +79,9 @@ class RegionIndex:
         self.starts[low:high] = [entry.start]
         self.entries[low:high] = [entry]
         self._share_bounds(low)
+        if replaced:
+            # Whoever replaces a Region has not always heard of buckets; those of the first piece fit most of a new one.
+            entry.learn_buckets(replaced[0].buckets)
         for old in replaced:
             del self._by_id[old.id]
             _inherit_leader(entry, old)

@@ -55,8 +55,9 @@ class Answer:
 class Inquiry:
     """Asks PD, once for all who ask the same at the same time."""
 
-    def __init__(self, pd: RegionSource, codec: KeyCodec) -> None:
-        self._pd = pd
+    def __init__(self, pd: RegionSource, codec: KeyCodec, *, need_buckets: bool) -> None:
+        self._get = functools.partial(pd.get_region, need_buckets=need_buckets)
+        self._get_prev = functools.partial(pd.get_prev_region, need_buckets=need_buckets)
         self._codec = codec
         self._flights: SingleFlight[Answer] = SingleFlight()
 
@@ -80,15 +81,15 @@ class Inquiry:
 
     async def _fetch(self, point: Point, left: Callable[[], float]) -> Region | None:
         if not point.is_end:
-            return await self._pd.get_region(self._codec.encode_region_key(point.key), timeout=left())
+            return await self._get(self._codec.encode_region_key(point.key), timeout=left())
         _, end = self._codec.encode_region_range(b"", point.key)
         if not end:
             # PD has no question for its last Region. Hardly any Region starts above this key, and all that do follow.
-            region = await self._pd.get_region(_HIGH_KEY, timeout=left())
+            region = await self._get(_HIGH_KEY, timeout=left())
             while region is not None and region.end_key:
-                region = await self._pd.get_region(region.end_key, timeout=left())
+                region = await self._get(region.end_key, timeout=left())
             return region
-        region = await self._pd.get_region(end, timeout=left())
+        region = await self._get(end, timeout=left())
         if region is not None and region.start_key == end:
-            return await self._pd.get_prev_region(end, timeout=left())
+            return await self._get_prev(end, timeout=left())
         return region

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import anyio
 import attrs
-from tikv_pd import Backoffer, Deadline, Region, Store, TikvError
+from tikv_pd import Backoffer, Buckets, Deadline, Region, Store, TikvError
 from tikv_pd.backoff import PD_RPC, REGION_MISS
 from tikv_proto import errorpb
 
@@ -70,7 +70,7 @@ class RegionCache:
         self._starts = self._index.starts
         self._entries = self._index.entries
         self._stores = StoreTable(pd, self._config.store_check_timeout)
-        self._inquiry = Inquiry(pd, codec)
+        self._inquiry = Inquiry(pd, codec, need_buckets=self._config.need_buckets)
         self._moments: dict[int, float] = {}
         self._cursor = b""
 
@@ -211,6 +211,8 @@ class RegionCache:
                 if not self._replace(error.epoch_not_match, store):
                     # All lie outside the keyspace, or are outdated: PD must be asked, and may not know yet either.
                     return attrs.evolve(decision, action=CacheAction.INVALIDATE, backoff=REGION_MISS)
+            case CacheAction.REPLACE_BUCKETS:
+                entry.learn_buckets(self._decode(error.bucket_version_not_match))
             case CacheAction.CHECK_STORE:
                 store.needs_check = True
                 entry.invalidate(InvalidReason.STORE_NOT_FOUND)
@@ -361,7 +363,9 @@ class RegionCache:
         while True:
             timeout = backoffer.deadline.check()
             try:
-                regions = await self._pd.scan_regions(first, last, limit=limit, timeout=timeout)
+                regions = await self._pd.batch_scan_regions(
+                    [(first, last)], limit=limit, need_buckets=self._config.need_buckets, timeout=timeout
+                )
                 break
             except TikvError as error:
                 if not error.retryable:
@@ -382,7 +386,11 @@ class RegionCache:
         ]
         if keys is None or not replicas:
             return None
-        return RegionEntry(region, keys, replicas, self._expiry(self._now()), self._now)
+        buckets = self._decode(region.buckets) if region.buckets is not None else None
+        return RegionEntry(region, keys, replicas, self._expiry(self._now()), self._now, buckets)
+
+    def _decode(self, buckets: Buckets | errorpb.BucketVersionNotMatch) -> Buckets:
+        return Buckets(buckets.version, self._codec.decode_bucket_keys(buckets.keys))
 
     def _replace(self, error: errorpb.EpochNotMatch, store: StoreEntry) -> bool:
         inserted = False

@@ -5,6 +5,7 @@ Source: client-go internal/apicodec; TiKV's memcomparable encoding, components/c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 from tikv_pd import ConfigError
@@ -71,6 +72,14 @@ class KeyCodec(Protocol):
         """
         ...
 
+    def decode_bucket_keys(self, keys: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Return the bounds of a Region's buckets as the user's keys: those that lie in the keyspace, and its ends.
+
+        Raises:
+            CodecError: a bound is not encoded as it should be.
+        """
+        ...
+
 
 class PlainCodec:
     """Raw API V1 and V1TTL: keys travel as they are."""
@@ -106,6 +115,10 @@ class PlainCodec:
         """Return the range as it is."""
         return start, end
 
+    def decode_bucket_keys(self, keys: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Return the bounds as they are."""
+        return tuple(keys)
+
 
 class TxnV1Codec(PlainCodec):
     """Transactional API V1: keys travel as they are, bounds of Regions are memcomparable."""
@@ -124,6 +137,10 @@ class TxnV1Codec(PlainCodec):
         if end and not last:
             return None
         return memcomparable_decode(start) if start else b"", last
+
+    def decode_bucket_keys(self, keys: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Return the bounds decoded; empty ones stay empty."""
+        return tuple(memcomparable_decode(key) if key else b"" for key in keys)
 
 
 class KeyspaceCodec:
@@ -187,6 +204,14 @@ class KeyspaceCodec:
             first[4:] if first > self._prefix else b"",
             last[4:] if last and last < self._bound else b"",
         )
+
+    def decode_bucket_keys(self, keys: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Return the bounds in the keyspace; an empty one at either end stands for all that lies beyond."""
+        bounds = [memcomparable_decode(key) if key else b"" for key in keys]
+        inner = tuple(bound[4:] for bound in bounds if bound.startswith(self._prefix) and bound != self._prefix)
+        below = bool(bounds) and bounds[0] <= self._prefix
+        above = bool(bounds) and (not bounds[-1] or bounds[-1] >= self._bound)
+        return (*((b"",) if below else ()), *inner, *((b"",) if above else ()))
 
 
 def memcomparable_encode(data: bytes) -> bytes:

@@ -27,6 +27,11 @@ def _at_least(lowest: int) -> Any:
     return validate
 
 
+def _flag(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{attribute.name} must be a bool, got {value!r}")
+
+
 def _interval(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None:
         _seconds(instance, attribute, value)
@@ -43,6 +48,8 @@ class RegionConfig:
     """
     ttl_jitter: float = attrs.field(default=60.0, validator=_jitter)
     """Seconds added to `ttl` at most, by chance, so that Regions loaded together are not reloaded together."""
+    need_buckets: bool = attrs.field(default=False, validator=_flag)
+    """Whether to learn of each Region's buckets; for those who cut work on a Region into parts of like size."""
     scan_page: int = attrs.field(default=128, validator=_at_least(1))
     """Regions asked of PD in one request at most. Source: client-go defaultRegionsPerBatch."""
     stale_answers: int = attrs.field(default=3, validator=_at_least(0))

@@ -140,6 +140,8 @@ class CacheAction(enum.Enum):
     """It must be loaded again."""
     REPLACE = enum.auto()
     """The error brings the Regions that are there now."""
+    REPLACE_BUCKETS = enum.auto()
+    """The error brings the Region's buckets as they are now."""
     CHECK_STORE = enum.auto()
     """The store's address leads elsewhere: ask PD for both the store and the Region again."""
 
@@ -287,7 +289,7 @@ _ROWS: Final[Mapping[str, _Row]] = {
     "region_not_found": _reload(REGION_MISS),
     "key_not_in_region": _reload(REGION_MISS),
     "epoch_not_match": _epoch_not_match,
-    "bucket_version_not_match": Decision(CacheAction.NONE, REGION_MISS, Next.RELOCATE),
+    "bucket_version_not_match": Decision(CacheAction.REPLACE_BUCKETS, REGION_MISS, Next.RELOCATE),
     "server_is_busy": _wait(SERVER_BUSY),
     "stale_command": _wait(REGION_MISS),
     "store_not_match": Decision(CacheAction.CHECK_STORE, REGION_MISS, Next.RELOCATE),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
-from tikv_pd import Peer, Region, RegionEpoch
+from tikv_pd import Buckets, Peer, Region, RegionEpoch
 
 from tikv_region.ranges import KeyRange
 
@@ -64,6 +65,7 @@ class RegionEntry:
         replicas: Its usable peers and the stores they live on, at least one.
         expires_at: When it must be loaded again, on the clock `now`.
         now: The clock, in seconds.
+        buckets: Its buckets, their keys decoded.
     """
 
     __slots__ = (
@@ -71,6 +73,8 @@ class RegionEntry:
         "_now",
         "_resumes_until",
         "attachment",
+        "buckets",
+        "down_peers",
         "end",
         "epoch",
         "expires_at",
@@ -83,6 +87,8 @@ class RegionEntry:
         "leader_store_epoch",
         "needs_reload",
         "peers",
+        "pending_peers",
+        "replica_count",
         "start",
         "stores",
     )
@@ -94,6 +100,7 @@ class RegionEntry:
         replicas: Sequence[tuple[Peer, StoreEntry]],
         expires_at: float,
         now: Callable[[], float],
+        buckets: Buckets | None = None,
     ) -> None:
         self.id = region.id
         """Id of the Region."""
@@ -104,6 +111,14 @@ class RegionEntry:
         """Its usable replicas: without those that are down, on tombstones, or hold no data."""
         self.stores = tuple(store for _, store in replicas)
         """The store of each peer."""
+        self.down_peers = tuple(peer for peer in region.peers if peer.id in region.down_peers)
+        """Peers PD had not heard of for a while when it was loaded; none of them is in `peers`."""
+        self.pending_peers = tuple(peer for peer in self.peers if peer.id in region.pending_peers)
+        """Those of `peers` that lagged far behind when it was loaded."""
+        self.replica_count = sum(not peer.is_witness for peer in region.peers)
+        """How many copies of its data there are, those on peers that are down included."""
+        self.buckets = buckets
+        """Its buckets if known, keys as the user's; perhaps those of an earlier range of it. See `bucket`."""
         self.expires_at = expires_at
         """When it must be loaded again; minus infinity once it is invalid."""
         self.is_renewable = not region.down_peers
@@ -127,6 +142,27 @@ class RegionEntry:
     def contains(self, key: bytes) -> bool:
         """Tell whether it holds `key`."""
         return self.start <= key and (not self.end or key < self.end)
+
+    def bucket(self, key: bytes) -> KeyRange | None:
+        """Return the part of the Region's range that the bucket around `key` covers; None when it does not hold `key`.
+
+        The whole range when no buckets are known. Buckets may be out of date, so what lies outside the Region is cut
+        off, and what lies before the first bound or after the last one counts as a bucket.
+
+        Source: client-go region_cache.go, KeyLocation.LocateBucket.
+        """
+        if not self.contains(key):
+            return None
+        bounds = self.buckets.keys if self.buckets is not None else ()
+        count = len(bounds) - 1 if bounds and not bounds[-1] else len(bounds)
+        above = bisect_right(bounds, key, 0, count)
+        start = bounds[above - 1] if above else b""
+        return KeyRange(start, bounds[above] if above < count else b"").intersect(self.range)
+
+    def learn_buckets(self, buckets: Buckets | None) -> None:
+        """Take over buckets unless those known are as new."""
+        if buckets is not None and (self.buckets is None or self.buckets.version < buckets.version):
+            self.buckets = buckets
 
     def is_valid(self) -> bool:
         """Tell whether it may be used: not invalidated, not too old, and its leader's store did not fail since."""

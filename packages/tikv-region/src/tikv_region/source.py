@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from tikv_pd import Region, Store
@@ -14,16 +15,25 @@ class RegionSource(Protocol):
     are those with `retryable`.
     """
 
-    async def get_region(self, key: bytes, *, timeout: float) -> Region | None:
+    async def get_region(self, key: bytes, *, need_buckets: bool, timeout: float) -> Region | None:
         """Return the Region that holds `key`, None if none is known."""
         ...
 
-    async def get_prev_region(self, key: bytes, *, timeout: float) -> Region | None:
+    async def get_prev_region(self, key: bytes, *, need_buckets: bool, timeout: float) -> Region | None:
         """Return the Region before the one that holds `key`, None if there is none."""
         ...
 
-    async def scan_regions(self, start: bytes, end: bytes, *, limit: int, timeout: float) -> list[Region]:
-        """Return the Regions that overlap a range, ascending, at most `limit`; there may be gaps."""
+    async def get_region_by_id(self, region_id: int, *, need_buckets: bool, timeout: float) -> Region | None:
+        """Return the Region of an id, None if there is none."""
+        ...
+
+    async def batch_scan_regions(
+        self, ranges: Sequence[tuple[bytes, bytes]], *, limit: int, need_buckets: bool, timeout: float
+    ) -> list[Region]:
+        """Return the Regions that overlap any of the ranges, ascending, each once, at most `limit`; there may be gaps.
+
+        The ranges ascend and do not overlap; an empty end is unbounded.
+        """
         ...
 
     async def get_store(self, store_id: int, *, timeout: float) -> Store | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import anyio
 import attrs
-from tikv_pd import DeadlineExceeded, Peer, Region, RegionEpoch, Store, TikvError
+from tikv_pd import Buckets, DeadlineExceeded, Peer, Region, RegionEpoch, Store, TikvError
 from tikv_proto import errorpb
 
 from tikv_region.codec import NULL_KEYSPACE_ID, KeyCodec, PlainCodec
@@ -92,6 +92,15 @@ class RegionMap:
         self._change(position, 1, [moved])
         return moved
 
+    def set_buckets(self, key: bytes, bounds: Iterable[bytes], version: int) -> Region:
+        """Divide the Region that holds `key` into buckets at the given keys."""
+        position = self._position(key)
+        old = self.regions[position]
+        inner = (self.codec.encode_region_key(bound) for bound in bounds)
+        new = attrs.evolve(old, buckets=Buckets(version, (old.start_key, *inner, old.end_key)))
+        self._change(position, 1, [new])
+        return new
+
     def refusal(self, region_id: int, epoch: RegionEpoch, peer: Peer, key: bytes) -> errorpb.Error | None:
         """Return what the store of `peer` answers to a request for `key`; None when it serves it.
 
@@ -170,24 +179,36 @@ class MapSource:
         """What it knows."""
         return self.view if self.view is not None else self.map.regions
 
-    async def get_region(self, key: bytes, *, timeout: float) -> Region | None:
+    async def get_region(self, key: bytes, *, need_buckets: bool = False, timeout: float) -> Region | None:
         """Return the Region that holds `key`."""
         await self._answer("get_region", timeout)
-        return next((region for region in self.regions if _holds(region, key)), None)
+        found = (region for region in self.regions if _holds(region, key))
+        return next((_shown(region, need_buckets) for region in found), None)
 
-    async def get_prev_region(self, key: bytes, *, timeout: float) -> Region | None:
+    async def get_prev_region(self, key: bytes, *, need_buckets: bool = False, timeout: float) -> Region | None:
         """Return the Region before the one that holds `key`."""
         await self._answer("get_prev_region", timeout)
         start = next((region.start_key for region in self.regions if _holds(region, key)), b"")
-        return next((region for region in self.regions if start and region.end_key == start), None)
+        found = (region for region in self.regions if start and region.end_key == start)
+        return next((_shown(region, need_buckets) for region in found), None)
 
-    async def scan_regions(self, start: bytes, end: bytes, *, limit: int, timeout: float) -> list[Region]:
-        """Return the Regions that overlap a range."""
-        await self._answer("scan_regions", timeout)
+    async def get_region_by_id(self, region_id: int, *, need_buckets: bool = False, timeout: float) -> Region | None:
+        """Return the Region of an id."""
+        await self._answer("get_region_by_id", timeout)
+        return next((_shown(region, need_buckets) for region in self.regions if region.id == region_id), None)
+
+    async def batch_scan_regions(
+        self, ranges: Sequence[tuple[bytes, bytes]], *, limit: int, need_buckets: bool = False, timeout: float
+    ) -> list[Region]:
+        """Return the Regions that overlap any of the ranges."""
+        await self._answer("batch_scan_regions", timeout)
         overlapping = [
-            region
+            _shown(region, need_buckets)
             for region in self.regions
-            if (not region.end_key or start < region.end_key) and (not end or region.start_key < end)
+            if any(
+                (not region.end_key or start < region.end_key) and (not end or region.start_key < end)
+                for start, end in ranges
+            )
         ]
         return overlapping[:limit]
 
@@ -209,6 +230,10 @@ class MapSource:
             await anyio.sleep(timeout)
             raise DeadlineExceeded(name, timeout)
         await anyio.sleep(self.delay)
+
+
+def _shown(region: Region, need_buckets: bool) -> Region:
+    return region if need_buckets else attrs.evolve(region, buckets=None)
 
 
 def _holds(region: Region, key: bytes) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeAlias
 
 import anyio
@@ -41,17 +41,19 @@ class HangingSource(MapSource):
 
     hang_at = -1
 
-    async def get_region(self, key: bytes, *, timeout: float) -> Region | None:
+    async def get_region(self, key: bytes, *, need_buckets: bool = False, timeout: float) -> Region | None:
         await self._maybe_hang()
-        return await super().get_region(key, timeout=timeout)
+        return await super().get_region(key, need_buckets=need_buckets, timeout=timeout)
 
-    async def get_prev_region(self, key: bytes, *, timeout: float) -> Region | None:
+    async def get_prev_region(self, key: bytes, *, need_buckets: bool = False, timeout: float) -> Region | None:
         await self._maybe_hang()
-        return await super().get_prev_region(key, timeout=timeout)
+        return await super().get_prev_region(key, need_buckets=need_buckets, timeout=timeout)
 
-    async def scan_regions(self, start: bytes, end: bytes, *, limit: int, timeout: float) -> list[Region]:
+    async def batch_scan_regions(
+        self, ranges: Sequence[tuple[bytes, bytes]], *, limit: int, need_buckets: bool = False, timeout: float
+    ) -> list[Region]:
         await self._maybe_hang()
-        return await super().scan_regions(start, end, limit=limit, timeout=timeout)
+        return await super().batch_scan_regions(ranges, limit=limit, need_buckets=need_buckets, timeout=timeout)
 
     async def get_store(self, store_id: int, *, timeout: float) -> Store | None:
         await self._maybe_hang()

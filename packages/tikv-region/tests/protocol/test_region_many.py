@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 
 import anyio
@@ -50,7 +51,7 @@ async def test_a_range_is_loaded_in_pages_and_comes_without_gaps(codec: KeyCodec
     entries = await cache.locate_range(KeyRange(b"0100", b"0500"), backoffer)
 
     assert [entry.start for entry in entries] == [b"%04d" % number for number in range(100, 500)]
-    assert pd.calls == ["scan_regions"] * 4
+    assert pd.calls == ["batch_scan_regions"] * 4
     assert await cache.locate_range(KeyRange(b"0100", b"0500"), backoffer) == entries
     assert len(pd.calls) == 4
 
@@ -95,7 +96,7 @@ async def test_only_what_is_missing_of_a_range_is_loaded(backoffer: Backoffer) -
 
     again = await cache.locate_range(KeyRange(b"0001", b"0050"), backoffer)
 
-    assert pd.calls == ["scan_regions"]
+    assert pd.calls == ["batch_scan_regions"]
     assert [entry.start for entry in again] == [entry.start for entry in entries]
     assert [one is other for one, other in zip(entries, again, strict=True)].count(False) == 1
 
@@ -147,10 +148,13 @@ async def test_a_page_that_takes_too_long_ends_with_the_deadline() -> None:
 class MergingSource(MapSource):
     """Merges two Regions while the second page of a range is under way."""
 
-    async def scan_regions(self, start: bytes, end: bytes, *, limit: int, timeout: float) -> list[Region]:
+    async def batch_scan_regions(
+        self, ranges: Sequence[tuple[bytes, bytes]], *, limit: int, need_buckets: bool = False, timeout: float
+    ) -> list[Region]:
         if self.calls:
+            start = ranges[0][0]
             self.map.merge(start[:-1] + bytes([start[-1] - 1]))
-        return await super().scan_regions(start, end, limit=limit, timeout=timeout)
+        return await super().batch_scan_regions(ranges, limit=limit, need_buckets=need_buckets, timeout=timeout)
 
 
 async def test_a_merge_across_the_border_of_two_pages_leaves_no_overlap(backoffer: Backoffer) -> None:
@@ -178,7 +182,7 @@ async def test_keys_are_grouped_by_region_in_their_order(codec: KeyCodec, backof
     starts = [entry.start for entry, _ in groups]
     assert starts == sorted(set(starts))
     # 1,000 Regions in pages of 128.
-    assert pd.calls == ["scan_regions"] * 8
+    assert pd.calls == ["batch_scan_regions"] * 8
 
 
 async def test_no_keys_make_no_groups_and_no_calls(backoffer: Backoffer) -> None:
@@ -201,7 +205,7 @@ async def test_few_keys_load_few_regions(backoffer: Backoffer) -> None:
 
     await cache.group_keys([b"0005", b"0700"], backoffer)
 
-    assert pd.calls == ["scan_regions"] * 2
+    assert pd.calls == ["batch_scan_regions"] * 2
     assert len(cache) == 3
 
 

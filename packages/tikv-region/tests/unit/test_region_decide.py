@@ -48,7 +48,7 @@ ROWS: dict[str, tuple[CacheAction, BackoffKind | None, Next]] = {
     "FlashbackNotPrepared": (NOTHING, None, Next.FAIL),
     "is_witness": (INVALIDATE, IS_WITNESS, Next.RELOCATE),
     "mismatch_peer_id": (INVALIDATE, REGION_MISS, Next.RELOCATE),
-    "bucket_version_not_match": (NOTHING, REGION_MISS, Next.RELOCATE),
+    "bucket_version_not_match": (CacheAction.REPLACE_BUCKETS, REGION_MISS, Next.RELOCATE),
     "undetermined_result": (NOTHING, None, Next.FAIL),
 }
 FIELDS = [field.name for field in errorpb.Error.DESCRIPTOR.fields if field.name != "message"]
