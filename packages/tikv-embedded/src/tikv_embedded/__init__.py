@@ -18,6 +18,6 @@ from tikv_embedded.errors import (
     PortInUseError as PortInUseError,
     TopologyError as TopologyError,
 )
-from tikv_embedded.pd_controls import PdControls as PdControls
+from tikv_embedded.pd.controls import PdControls as PdControls
+from tikv_embedded.pd.tso_servers import TsoServers as TsoServers
 from tikv_embedded.region import Peer as Peer, Region as Region, RegionEpoch as RegionEpoch, Store as Store
-from tikv_embedded.tso_servers import TsoServers as TsoServers

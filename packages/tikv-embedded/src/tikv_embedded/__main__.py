@@ -18,9 +18,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.cluster import EmbeddedCluster
 from tikv_embedded.errors import EmbeddedError, OptionError
+from tikv_embedded.store.api_mode import ApiMode
 
 _PROGRAM = "tikv-embedded"
 _BAD_OPTION = 2

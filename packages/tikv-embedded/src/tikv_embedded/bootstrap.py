@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 
 from tikv_embedded import meta
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.engine import Engine, WriteBatch
 from tikv_embedded.errors import OptionError
-from tikv_embedded.keyspaces import DEFAULT_ID, DEFAULT_NAME, Keyspaces, raw_key, txn_bounds
 from tikv_embedded.options import ClusterOptions
+from tikv_embedded.pd.keyspaces import DEFAULT_ID, DEFAULT_NAME, Keyspaces, raw_key, txn_bounds
 from tikv_embedded.region import Peer, Region, RegionEpoch, Store
+from tikv_embedded.store.api_mode import ApiMode
 from tikv_embedded.topology import Topology
 
 

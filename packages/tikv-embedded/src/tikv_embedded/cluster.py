@@ -12,22 +12,22 @@ from typing import Self
 import attrs
 
 from tikv_embedded.bootstrap import open_state, user_bound
-from tikv_embedded.clock import Clock
 from tikv_embedded.endpoint import Endpoint
 from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine
 from tikv_embedded.errors import ClusterNotRunningError, TopologyError
-from tikv_embedded.http_endpoint import HttpEndpoint
 from tikv_embedded.options import ClusterOptions, check_options
-from tikv_embedded.pd_controls import PdControls
-from tikv_embedded.pd_http import PdHttp
-from tikv_embedded.pd_members import PdMember, PdMembers
-from tikv_embedded.pd_services import pd_handlers
-from tikv_embedded.pd_state import PdState
+from tikv_embedded.pd.clock import Clock
+from tikv_embedded.pd.controls import PdControls
+from tikv_embedded.pd.http import PdHttp
+from tikv_embedded.pd.http_endpoint import HttpEndpoint
+from tikv_embedded.pd.members import PdMember, PdMembers
+from tikv_embedded.pd.services import pd_handlers
+from tikv_embedded.pd.state import PdState
+from tikv_embedded.pd.tso import TimestampOracle
+from tikv_embedded.pd.tso_servers import TsoServers
 from tikv_embedded.region import Region, Store
-from tikv_embedded.tikv_service import TikvService, TikvState
+from tikv_embedded.store.service import TikvService, TikvState
 from tikv_embedded.topology import Topology
-from tikv_embedded.tso import TimestampOracle
-from tikv_embedded.tso_servers import TsoServers
 
 
 @attrs.frozen

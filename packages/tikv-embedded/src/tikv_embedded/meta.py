@@ -16,9 +16,9 @@ import json
 import attrs
 from tikv_proto import keyspacepb, metapb, pdpb
 
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.engine import CF_META, Engine, WriteBatch
 from tikv_embedded.region import Peer, Region, RegionEpoch, Store, peer_to_pb, region_to_pb
+from tikv_embedded.store.api_mode import ApiMode
 
 TIKV_VERSION = "9.0.0"
 """What stores and PD members say they run."""

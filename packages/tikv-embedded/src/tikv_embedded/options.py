@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import attrs
 
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.errors import OptionError
+from tikv_embedded.store.api_mode import ApiMode
 
 _T = TypeVar("_T")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from tikv_embedded import EmbeddedCluster
-from tikv_embedded.gc_states import NEVER
-from tikv_embedded.gc_store import NULL_KEYSPACE
+from tikv_embedded.pd.gc_states import NEVER
+from tikv_embedded.pd.gc_store import NULL_KEYSPACE
 from tikv_embedded.testing import BareClient
 from tikv_proto import pdpb
 from tikv_proto.services import PD, Rpc

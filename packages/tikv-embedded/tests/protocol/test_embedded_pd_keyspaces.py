@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 from tikv_embedded import EmbeddedCluster, OptionError
-from tikv_embedded.keyspaces import txn_bounds
+from tikv_embedded.pd.keyspaces import txn_bounds
 from tikv_embedded.testing import BareClient, BareStream
 from tikv_proto import keyspacepb, pdpb
 from tikv_proto.services import PD, Keyspace

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from tikv_embedded import EmbeddedCluster
-from tikv_embedded.gc_store import NULL_KEYSPACE
+from tikv_embedded.pd.gc_store import NULL_KEYSPACE
 from tikv_embedded.testing import BareClient
 from tikv_proto import meta_storagepb, resource_manager as rm
 from tikv_proto.services import MetaStorage, ResourceManager, Rpc

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from tikv_embedded import EmbeddedCluster, Region
-from tikv_embedded.keyspaces import raw_key, txn_bounds
+from tikv_embedded.pd.keyspaces import raw_key, txn_bounds
 from tikv_embedded.region import peer_to_pb, region_to_pb
 from tikv_embedded.testing import BareClient
 from tikv_proto import keyspacepb, metapb, pdpb

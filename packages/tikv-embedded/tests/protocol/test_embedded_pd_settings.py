@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import pytest
 from tikv_embedded import EmbeddedCluster
+from tikv_embedded.pd.tso import compose
 from tikv_embedded.testing import BareClient
-from tikv_embedded.tso import compose
 from tikv_proto import meta_storagepb, pdpb
 from tikv_proto.services import PD, MetaStorage
 

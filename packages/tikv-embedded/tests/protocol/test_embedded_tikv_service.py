@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from tikv_embedded import EmbeddedCluster
-from tikv_embedded.keyspaces import raw_key
+from tikv_embedded.pd.keyspaces import raw_key
 from tikv_embedded.region import region_to_pb
 from tikv_embedded.testing import BareClient, context_for
 from tikv_proto import kvrpcpb, metapb, tikvpb

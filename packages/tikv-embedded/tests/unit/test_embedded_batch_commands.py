@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 from tikv_embedded import meta
-from tikv_embedded.api_mode import ApiMode
-from tikv_embedded.batch_commands import MAX_GROUP, BatchAnswers, answer_message
 from tikv_embedded.engine import MemoryEngine, WriteBatch
-from tikv_embedded.health_feedback import HealthReporter
-from tikv_embedded.raw_requests import ClusterIdMismatchError, RawStore
+from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.region import Peer, Region, RegionEpoch, Store
+from tikv_embedded.store.api_mode import ApiMode
+from tikv_embedded.store.batch_commands import MAX_GROUP, BatchAnswers, answer_message
+from tikv_embedded.store.health_feedback import HealthReporter
+from tikv_embedded.store.raw_requests import ClusterIdMismatchError, RawStore
 from tikv_embedded.testing import context_for
 from tikv_embedded.topology import Topology
-from tikv_embedded.tso import TimestampOracle
 from tikv_proto import coprocessor, kvrpcpb, tikvpb
 
 REGION = Region(1, b"", b"y", RegionEpoch(), (Peer(2, 1),), leader=Peer(2, 1))

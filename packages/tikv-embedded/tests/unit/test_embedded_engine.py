@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from tikv_embedded.data_directory import MARKER_NAME
 from tikv_embedded.engine import (
     CF_DEFAULT,
     CF_LOCK,
@@ -28,6 +27,7 @@ from tikv_embedded.engine import (
     Snapshot,
     WriteBatch,
 )
+from tikv_embedded.engine.data_directory import MARKER_NAME
 from tikv_embedded.errors import DataDirectoryError
 
 

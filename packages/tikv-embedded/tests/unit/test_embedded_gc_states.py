@@ -5,12 +5,12 @@ from __future__ import annotations
 import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
-from tikv_embedded import gc_states
 from tikv_embedded.engine import MemoryEngine
-from tikv_embedded.gc_states import NEVER, Barrier, GcRefusedError, GcState
-from tikv_embedded.gc_store import NULL_KEYSPACE, GcStates
-from tikv_embedded.keyspaces import Keyspaces
-from tikv_embedded.revisions import RevisionedStore
+from tikv_embedded.pd import gc_states
+from tikv_embedded.pd.gc_states import NEVER, Barrier, GcRefusedError, GcState
+from tikv_embedded.pd.gc_store import NULL_KEYSPACE, GcStates
+from tikv_embedded.pd.keyspaces import Keyspaces
+from tikv_embedded.pd.revisions import RevisionedStore
 
 OWN_GC = {"gc_management_type": "keyspace_level"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tikv_embedded.engine import MemoryEngine
 from tikv_embedded.errors import OptionError
-from tikv_embedded.keyspaces import DEFAULT_NAME, Keyspaces, StateChangeRefusedError, raw_key, txn_bounds
+from tikv_embedded.pd.keyspaces import DEFAULT_NAME, Keyspaces, StateChangeRefusedError, raw_key, txn_bounds
 from tikv_proto import keyspacepb
 
 ENABLED, DISABLED, ARCHIVED, TOMBSTONE = (

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from tikv_embedded import EmbeddedCluster, OptionError
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.options import ClusterOptions, check_options
+from tikv_embedded.store.api_mode import ApiMode
 
 DEFAULTS: dict[str, Any] = {
     "stores": 3,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from tikv_embedded.pd_members import ALLOW_FOLLOWER, FORWARDED_HOST, PdMember, PdMembers, Refusal
+from tikv_embedded.pd.members import ALLOW_FOLLOWER, FORWARDED_HOST, PdMember, PdMembers, Refusal
 
 ONE, TWO, THREE = (PdMember(number, f"pd-{number}", f"http://127.0.0.1:{number}") for number in (1, 2, 3))
 

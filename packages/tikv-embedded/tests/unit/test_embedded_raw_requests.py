@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from tikv_embedded import meta
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.engine import MemoryEngine
-from tikv_embedded.keyspaces import raw_key
-from tikv_embedded.raw_requests import RAW_RULES, RawStore
+from tikv_embedded.pd.keyspaces import raw_key
+from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.region import Peer, Region, RegionEpoch, Store
+from tikv_embedded.store.api_mode import ApiMode
+from tikv_embedded.store.raw_requests import RAW_RULES, RawStore
 from tikv_embedded.testing import context_for
 from tikv_embedded.topology import Topology
-from tikv_embedded.tso import TimestampOracle
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv, all_rpcs
 

@@ -7,10 +7,10 @@ from typing import Any
 import attrs
 import pytest
 from tikv_embedded import meta
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.engine import MemoryEngine
 from tikv_embedded.region import Peer, Region, RegionEpoch, Store, drop_leader, region_to_pb
-from tikv_embedded.region_checks import (
+from tikv_embedded.store.api_mode import ApiMode
+from tikv_embedded.store.region_checks import (
     MAX_REGIONS_IN_ERROR,
     check_keys,
     check_range,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given, settings, strategies as st
 from tikv_embedded.engine import MemoryEngine
-from tikv_embedded.revisions import (
+from tikv_embedded.pd.revisions import (
     DELETE,
     PUT,
     Change,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given, strategies as st
-from tikv_embedded.token_bucket import (
+from tikv_embedded.pd.token_bucket import (
     CLIENT_EXPIRY,
     DEFAULT_RATE,
     INITIAL_TOKENS,

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.bootstrap import new_cluster, open_state
 from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine, WriteBatch
 from tikv_embedded.errors import OptionError, TopologyError
-from tikv_embedded.keyspaces import raw_key, txn_bounds
 from tikv_embedded.options import ClusterOptions
+from tikv_embedded.pd.keyspaces import raw_key, txn_bounds
 from tikv_embedded.region import Region, Store
+from tikv_embedded.store.api_mode import ApiMode
 from tikv_embedded.topology import ID_STEP, Topology
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 from tikv_embedded import meta
 from tikv_embedded.engine import MemoryEngine
-from tikv_embedded.tso import MAX_LOGICAL, UPDATE_INTERVAL_MS, WINDOW_MS, TimestampOracle, compose
+from tikv_embedded.pd.tso import MAX_LOGICAL, UPDATE_INTERVAL_MS, WINDOW_MS, TimestampOracle, compose
 
 START = 1_000_000
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from tikv_proto import kvrpcpb
 
-from tikv_embedded.api_mode import ApiMode
-from tikv_embedded.write_batch import CF_DEFAULT, CF_LOCK, CF_WRITE
+from tikv_embedded.engine.write_batch import CF_DEFAULT, CF_LOCK, CF_WRITE
+from tikv_embedded.store.api_mode import ApiMode
 
 MAX_KEY_SIZE = 8 * 1024
 """Longest user key a write may carry, in bytes; TiKV's `storage.max-key-size`."""

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Self, TypeAlias
 
 from sortedcontainers import SortedDict
 
-from tikv_embedded.write_batch import COLUMN_FAMILIES, DELETE_RANGE, PUT, WriteBatch
+from tikv_embedded.engine.write_batch import COLUMN_FAMILIES, DELETE_RANGE, PUT, WriteBatch
 
 _Table: TypeAlias = "SortedDict[bytes, bytes]"
 _Saved: TypeAlias = "SortedDict[bytes, bytes | None]"

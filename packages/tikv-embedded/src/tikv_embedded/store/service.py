@@ -19,16 +19,16 @@ from tikv_proto import errorpb, kvrpcpb, tikvpb
 from tikv_proto.services import Rpc, Tikv, all_rpcs
 
 from tikv_embedded import memcomparable
-from tikv_embedded.api_mode import ApiMode
-from tikv_embedded.batch_commands import answer_message
 from tikv_embedded.engine import Engine
-from tikv_embedded.health_feedback import INTERVAL, CpuLoad, HealthReporter
-from tikv_embedded.raw_requests import RAW_RULES, ClusterIdMismatchError, RawStore
+from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.region import region_to_pb
-from tikv_embedded.region_checks import check_split
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
+from tikv_embedded.store.api_mode import ApiMode
+from tikv_embedded.store.batch_commands import answer_message
+from tikv_embedded.store.health_feedback import INTERVAL, CpuLoad, HealthReporter
+from tikv_embedded.store.raw_requests import RAW_RULES, ClusterIdMismatchError, RawStore
+from tikv_embedded.store.region_checks import check_split
 from tikv_embedded.topology import Topology
-from tikv_embedded.tso import TimestampOracle
 
 FORWARDED_HOST = "tikv-forwarded-host"
 """Request metadata: the address of the store to which this one shall pass the call on."""

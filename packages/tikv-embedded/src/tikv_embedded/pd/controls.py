@@ -8,8 +8,8 @@ import grpc
 from tikv_proto import pdpb
 
 from tikv_embedded.bootstrap import user_bound
-from tikv_embedded.pd_faults import Fault, Loss
-from tikv_embedded.pd_state import PdState
+from tikv_embedded.pd.faults import Fault, Loss
+from tikv_embedded.pd.state import PdState
 
 
 class PdControls:

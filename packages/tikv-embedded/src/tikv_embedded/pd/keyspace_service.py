@@ -11,11 +11,11 @@ from itertools import islice
 from tikv_proto import keyspacepb, pdpb
 from tikv_proto.services import Keyspace
 
-from tikv_embedded.api_mode import ApiMode
-from tikv_embedded.keyspaces import StateChangeRefusedError, txn_bounds
-from tikv_embedded.pd_members import PdMember, Refusal
-from tikv_embedded.pd_state import PdState, guarded
+from tikv_embedded.pd.keyspaces import StateChangeRefusedError, txn_bounds
+from tikv_embedded.pd.members import PdMember, Refusal
+from tikv_embedded.pd.state import PdState, guarded
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, server_stream
+from tikv_embedded.store.api_mode import ApiMode
 
 
 class PdKeyspaceService:

@@ -15,10 +15,10 @@ from google.protobuf.message import Message
 from tikv_proto import metapb, pdpb
 from tikv_proto.services import PD, Rpc
 
-from tikv_embedded import pd_regions
 from tikv_embedded.meta import store_to_pb
-from tikv_embedded.pd_members import PdMember, Refusal
-from tikv_embedded.pd_state import PdState, guarded
+from tikv_embedded.pd import regions as pd_regions
+from tikv_embedded.pd.members import PdMember, Refusal
+from tikv_embedded.pd.state import PdState, guarded
 from tikv_embedded.region import Region
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
 

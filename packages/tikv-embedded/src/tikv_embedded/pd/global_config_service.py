@@ -12,9 +12,9 @@ import grpc
 from tikv_proto import pdpb
 from tikv_proto.services import PD
 
-from tikv_embedded.meta_storage_service import compaction_message
-from tikv_embedded.pd_state import PdState
-from tikv_embedded.revisions import DELETE, Change, CompactedError, DuplicateKeyError, Event, Selection
+from tikv_embedded.pd.meta_storage_service import compaction_message
+from tikv_embedded.pd.revisions import DELETE, Change, CompactedError, DuplicateKeyError, Event, Selection
+from tikv_embedded.pd.state import PdState
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, server_stream, unary
 
 ROOT = "/global/config/"

@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 from fastcrc import crc64
 from tikv_proto import errorpb, kvrpcpb
 
-from tikv_embedded.api_mode import ApiMode as ApiMode
-from tikv_embedded.raw_checks import (
+from tikv_embedded.engine.write_batch import CF_DEFAULT, WriteBatch
+from tikv_embedded.store.api_mode import ApiMode as ApiMode
+from tikv_embedded.store.raw_checks import (
     TTL_COUNT_MISMATCH,
     TTL_NOT_STORED,
     check_cf,
@@ -28,8 +29,7 @@ from tikv_embedded.raw_checks import (
     check_ranges,
     check_ttls,
 )
-from tikv_embedded.raw_format import RAW_FORMATS, RawContext as RawContext
-from tikv_embedded.write_batch import CF_DEFAULT, WriteBatch
+from tikv_embedded.store.raw_format import RAW_FORMATS, RawContext as RawContext
 
 MAX_ENTRY_SIZE = 8 * 1024 * 1024
 """Most bytes of keys and values one write may carry; TiKV's `raftstore.raft-entry-max-size`."""

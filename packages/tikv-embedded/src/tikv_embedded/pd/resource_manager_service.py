@@ -14,10 +14,10 @@ from google.protobuf.message import Message
 from tikv_proto import resource_manager as rm
 from tikv_proto.services import ResourceManager, Rpc
 
-from tikv_embedded.gc_store import NULL_KEYSPACE
-from tikv_embedded.pd_members import PdMember
-from tikv_embedded.pd_state import PdState
-from tikv_embedded.resource_groups import GroupRefusedError
+from tikv_embedded.pd.gc_store import NULL_KEYSPACE
+from tikv_embedded.pd.members import PdMember
+from tikv_embedded.pd.resource_groups import GroupRefusedError
+from tikv_embedded.pd.state import PdState
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
 
 Req = TypeVar("Req", bound=Message)

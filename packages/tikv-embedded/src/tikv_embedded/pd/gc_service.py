@@ -13,10 +13,10 @@ from google.protobuf.message import Message
 from tikv_proto import pdpb
 from tikv_proto.services import PD, Rpc
 
-from tikv_embedded.gc_states import Barrier, GcRefusedError, GcState
-from tikv_embedded.gc_store import NULL_KEYSPACE
-from tikv_embedded.pd_members import PdMember
-from tikv_embedded.pd_state import PdState, guarded
+from tikv_embedded.pd.gc_states import Barrier, GcRefusedError, GcState
+from tikv_embedded.pd.gc_store import NULL_KEYSPACE
+from tikv_embedded.pd.members import PdMember
+from tikv_embedded.pd.state import PdState, guarded
 from tikv_embedded.rpc_handlers import Handler
 
 Req = TypeVar("Req", bound=Message)

@@ -14,11 +14,11 @@ from google.protobuf.json_format import MessageToDict
 from tikv_proto import keyspacepb, metapb
 
 from tikv_embedded.errors import OptionError
-from tikv_embedded.http_endpoint import HttpRequest
-from tikv_embedded.keyspaces import StateChangeRefusedError
 from tikv_embedded.meta import TIKV_VERSION
-from tikv_embedded.pd_members import PdMember
-from tikv_embedded.pd_state import PdState
+from tikv_embedded.pd.http_endpoint import HttpRequest
+from tikv_embedded.pd.keyspaces import StateChangeRefusedError
+from tikv_embedded.pd.members import PdMember
+from tikv_embedded.pd.state import PdState
 from tikv_embedded.region import Peer, Region, Store
 
 Answer = tuple[int, object]

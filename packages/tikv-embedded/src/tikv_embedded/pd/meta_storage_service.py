@@ -15,9 +15,8 @@ from google.protobuf.message import Message
 from tikv_proto import meta_storagepb
 from tikv_proto.services import MetaStorage, Rpc
 
-from tikv_embedded.pd_members import PdMember
-from tikv_embedded.pd_state import PdState
-from tikv_embedded.revisions import (
+from tikv_embedded.pd.members import PdMember
+from tikv_embedded.pd.revisions import (
     Change,
     CompactedError,
     Event,
@@ -25,6 +24,7 @@ from tikv_embedded.revisions import (
     KeyValue,
     Selection,
 )
+from tikv_embedded.pd.state import PdState
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, server_stream, unary
 
 Req = TypeVar("Req", bound=Message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from tikv_embedded.revisions import Change, RevisionedStore
+from tikv_embedded.pd.revisions import Change, RevisionedStore
 
 UNKNOWN_TS = (1 << 64) - 1
 """What PD tells about a store that does not count."""

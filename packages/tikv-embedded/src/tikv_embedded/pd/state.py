@@ -13,23 +13,23 @@ from google.protobuf.message import Message
 from tikv_proto import keyspacepb, pdpb
 from tikv_proto.services import Rpc
 
-from tikv_embedded.api_mode import ApiMode
-from tikv_embedded.buckets import Buckets
-from tikv_embedded.clock import Clock
 from tikv_embedded.engine import Engine
 from tikv_embedded.errors import OptionError
-from tikv_embedded.gc_store import GcStates
-from tikv_embedded.keyspaces import Keyspaces, txn_bounds
-from tikv_embedded.pd_faults import PdFaults
-from tikv_embedded.pd_header import error_header, header
-from tikv_embedded.pd_members import PdMember, PdMembers, Refusal
-from tikv_embedded.resource_groups import ResourceGroups
-from tikv_embedded.revisions import RevisionedStore
+from tikv_embedded.pd.buckets import Buckets
+from tikv_embedded.pd.clock import Clock
+from tikv_embedded.pd.faults import PdFaults
+from tikv_embedded.pd.gc_store import GcStates
+from tikv_embedded.pd.header import error_header, header
+from tikv_embedded.pd.keyspaces import Keyspaces, txn_bounds
+from tikv_embedded.pd.members import PdMember, PdMembers, Refusal
+from tikv_embedded.pd.resource_groups import ResourceGroups
+from tikv_embedded.pd.revisions import RevisionedStore
+from tikv_embedded.pd.scattering import Scattering
+from tikv_embedded.pd.ts_marks import TimestampMarks
+from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, unary
-from tikv_embedded.scattering import Scattering
+from tikv_embedded.store.api_mode import ApiMode
 from tikv_embedded.topology import Topology
-from tikv_embedded.ts_marks import TimestampMarks
-from tikv_embedded.tso import TimestampOracle
 
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from tikv_proto import pdpb
 from tikv_proto.services import PD
 
-from tikv_embedded.pd_members import PdMember
-from tikv_embedded.pd_state import PdState, guarded
+from tikv_embedded.pd.members import PdMember
+from tikv_embedded.pd.state import PdState, guarded
 from tikv_embedded.rpc_handlers import Handler
 
 

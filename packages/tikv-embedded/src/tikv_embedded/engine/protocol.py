@@ -1,8 +1,7 @@
-"""Ordered column families below all stores: what an engine promises, and the two that keep it.
+"""What an engine promises.
 
-`MemoryEngine` forgets when it is closed; `RocksEngine` keeps its data in a directory. Both are used from one thread,
-and none of their methods awaits: between two awaits of the server nothing else writes, so one step of its loop is
-atomic.
+Engines are used from one thread, and none of their methods awaits: between two awaits of the server nothing else
+writes, so one step of its loop is atomic.
 """
 
 from __future__ import annotations
@@ -11,20 +10,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from tikv_embedded.memory_engine import MemoryEngine as MemoryEngine
-from tikv_embedded.rocks_engine import RocksEngine as RocksEngine
-from tikv_embedded.write_batch import (
-    CF_DEFAULT as CF_DEFAULT,
-    CF_LOCK as CF_LOCK,
-    CF_META as CF_META,
-    CF_WRITE as CF_WRITE,
-    COLUMN_FAMILIES as COLUMN_FAMILIES,
-    DELETE as DELETE,
-    DELETE_RANGE as DELETE_RANGE,
-    PUT as PUT,
-    Operation as Operation,
-    WriteBatch as WriteBatch,
-)
+from tikv_embedded.engine.write_batch import WriteBatch
 
 
 class Snapshot(Protocol):

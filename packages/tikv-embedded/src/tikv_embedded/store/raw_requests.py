@@ -1,4 +1,4 @@
-"""From a raw request to its response: the checks of the store around the pure actions of `tikv_embedded.raw`."""
+"""From a raw request to its response: the checks of the store around the pure actions of `tikv_embedded.store.raw`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import attrs
 from tikv_proto import errorpb, kvrpcpb
 
 from tikv_embedded import memcomparable
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.engine import Snapshot, WriteBatch
-from tikv_embedded.raw import RAW_ACTIONS, RawContext
 from tikv_embedded.region import Region
-from tikv_embedded.region_checks import check_keys, check_range, check_region, check_seeks, deadline_error
+from tikv_embedded.store.api_mode import ApiMode
+from tikv_embedded.store.raw import RAW_ACTIONS, RawContext
+from tikv_embedded.store.region_checks import check_keys, check_range, check_region, check_seeks, deadline_error
 from tikv_embedded.topology import Topology
 
 

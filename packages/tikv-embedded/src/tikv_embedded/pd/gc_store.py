@@ -13,10 +13,10 @@ from typing import Any
 import attrs
 from tikv_proto import keyspacepb
 
-from tikv_embedded import gc_states
-from tikv_embedded.gc_states import Barrier, GcRefusedError, GcState
-from tikv_embedded.keyspaces import Keyspaces
-from tikv_embedded.revisions import Change, RevisionedStore, Selection
+from tikv_embedded.pd import gc_states
+from tikv_embedded.pd.gc_states import Barrier, GcRefusedError, GcState
+from tikv_embedded.pd.keyspaces import Keyspaces
+from tikv_embedded.pd.revisions import Change, RevisionedStore, Selection
 
 NULL_KEYSPACE = 0xFFFFFFFF
 """The scope of every keyspace that has none of its own."""

@@ -9,10 +9,10 @@ import grpc
 from tikv_proto import pdpb
 from tikv_proto.services import PD
 
-from tikv_embedded.pd_members import PdMember, Refusal
-from tikv_embedded.pd_state import PdState, guarded
+from tikv_embedded.pd.members import PdMember, Refusal
+from tikv_embedded.pd.state import PdState, guarded
+from tikv_embedded.pd.ts_marks import TimestampRefusedError
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, unary
-from tikv_embedded.ts_marks import TimestampRefusedError
 
 
 class PdTimestampService:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tikv_embedded.endpoint import Endpoint
 from tikv_embedded.errors import TopologyError
-from tikv_embedded.pd_state import PdState
+from tikv_embedded.pd.state import PdState
+from tikv_embedded.pd.tso_service import DEFAULT_GROUP, TsoGroups, TsoService
 from tikv_embedded.rpc_handlers import Handler
-from tikv_embedded.tso_service import DEFAULT_GROUP, TsoGroups, TsoService
 
 
 class TsoServers:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
 from tikv_embedded import memcomparable
-from tikv_embedded.api_mode import ApiMode
 from tikv_embedded.engine import Snapshot, WriteBatch
+from tikv_embedded.store.api_mode import ApiMode
 
 _MAX_U64 = (1 << 64) - 1
 _EXPIRY_SIZE = 8

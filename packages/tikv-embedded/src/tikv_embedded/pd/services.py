@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from tikv_embedded.global_config_service import GlobalConfigService
-from tikv_embedded.meta_storage_service import MetaStorageService
-from tikv_embedded.pd_gc_service import PdGcService
-from tikv_embedded.pd_keyspace_service import PdKeyspaceService
-from tikv_embedded.pd_members import PdMember
-from tikv_embedded.pd_registration_service import PdRegistrationService
-from tikv_embedded.pd_service import PdService
-from tikv_embedded.pd_state import PdState
-from tikv_embedded.pd_timestamp_service import PdTimestampService
-from tikv_embedded.resource_manager_service import ResourceManagerService
+from tikv_embedded.pd.gc_service import PdGcService
+from tikv_embedded.pd.global_config_service import GlobalConfigService
+from tikv_embedded.pd.keyspace_service import PdKeyspaceService
+from tikv_embedded.pd.members import PdMember
+from tikv_embedded.pd.meta_storage_service import MetaStorageService
+from tikv_embedded.pd.registration_service import PdRegistrationService
+from tikv_embedded.pd.resource_manager_service import ResourceManagerService
+from tikv_embedded.pd.service import PdService
+from tikv_embedded.pd.state import PdState
+from tikv_embedded.pd.timestamp_service import PdTimestampService
 from tikv_embedded.rpc_handlers import Handler
 
 

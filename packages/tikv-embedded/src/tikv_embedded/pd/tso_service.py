@@ -16,9 +16,9 @@ from tikv_proto import pdpb, tsopb
 from tikv_proto.services import TSO
 
 from tikv_embedded.errors import TopologyError
-from tikv_embedded.revisions import Change, RevisionedStore, Selection
+from tikv_embedded.pd.revisions import Change, RevisionedStore, Selection
+from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
-from tikv_embedded.tso import TimestampOracle
 
 DEFAULT_GROUP = 0
 """The group of every keyspace that is in no other."""

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import attrs
 from tikv_proto import resource_manager as rm
 
-from tikv_embedded.gc_store import NULL_KEYSPACE
-from tikv_embedded.keyspaces import Keyspaces
-from tikv_embedded.revisions import Change, RevisionedStore, Selection
-from tikv_embedded.token_bucket import UNLIMITED, UNLIMITED_RATE, Grant, TokenBucket
+from tikv_embedded.pd.gc_store import NULL_KEYSPACE
+from tikv_embedded.pd.keyspaces import Keyspaces
+from tikv_embedded.pd.revisions import Change, RevisionedStore, Selection
+from tikv_embedded.pd.token_bucket import UNLIMITED, UNLIMITED_RATE, Grant, TokenBucket
 
 DEFAULT_GROUP = "default"
 """The group that every keyspace has: unlimited, of middle priority, and not to be deleted."""

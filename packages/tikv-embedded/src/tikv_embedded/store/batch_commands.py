@@ -14,8 +14,8 @@ from tikv_proto import tikvpb
 from tikv_proto.services import all_rpcs
 
 from tikv_embedded.engine import Engine, WriteBatch
-from tikv_embedded.health_feedback import HealthReporter
-from tikv_embedded.raw_requests import RAW_RULES, RawRule, RawStore
+from tikv_embedded.store.health_feedback import HealthReporter
+from tikv_embedded.store.raw_requests import RAW_RULES, RawRule, RawStore
 
 MAX_GROUP = 128
 """How many responses go into one message at most."""

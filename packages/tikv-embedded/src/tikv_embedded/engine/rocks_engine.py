@@ -18,9 +18,9 @@ from typing import Self, cast
 
 import rocksdict
 
-from tikv_embedded.data_directory import DataDirectory
+from tikv_embedded.engine.data_directory import DataDirectory
+from tikv_embedded.engine.write_batch import COLUMN_FAMILIES, DELETE, PUT, WriteBatch
 from tikv_embedded.errors import DataDirectoryError
-from tikv_embedded.write_batch import COLUMN_FAMILIES, DELETE, PUT, WriteBatch
 
 
 class RocksEngine:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from tikv_proto import metapb, pdpb
 
-from tikv_embedded.buckets import Buckets
 from tikv_embedded.meta import store_to_pb
-from tikv_embedded.pd_header import error_header, header
+from tikv_embedded.pd.buckets import Buckets
+from tikv_embedded.pd.header import error_header, header
 from tikv_embedded.region import Region, peer_to_pb, region_to_pb
 from tikv_embedded.topology import Topology
 
