@@ -11,8 +11,10 @@ import functools
 import math
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import pairwise
+from typing import Protocol, TypeVar
 
 import anyio
 import attrs
@@ -26,16 +28,26 @@ from tikv_region._stores import StoreTable, learn
 from tikv_region._upkeep import every
 from tikv_region.codec import KeyCodec
 from tikv_region.config import RegionConfig
-from tikv_region.errors import CacheAction, Decision, RegionUnavailable, decide, leader_index, set_field
-from tikv_region.ranges import KeyRange
+from tikv_region.errors import CacheAction, Decision, Next, RegionUnavailable, decide, leader_index, set_field
+from tikv_region.ranges import KeyRange, ranges_from
 from tikv_region.region import InvalidReason, RegionEntry, StoreEntry
 from tikv_region.source import RegionSource
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+_MAX_RANGES = 2048
+"""Ranges in one request to PD at most. Source: client-go region_cache.go, 16 for each Region of a page."""
 
 _REASONS = {
     "not_leader": InvalidReason.STORE_NOT_FOUND,
     "region_not_found": InvalidReason.REGION_NOT_FOUND,
     "epoch_not_match": InvalidReason.EPOCH_NOT_MATCH,
 }
+
+
+class _Question(Protocol[T_co]):
+    def __call__(self, *, timeout: float) -> Awaitable[T_co]: ...
 
 
 class RegionCache:
@@ -124,7 +136,7 @@ class RegionCache:
         while not key_range.is_empty:
             entry = self.find(at)
             if entry is None:
-                await self._load_page(at, key_range.end, self._config.scan_page, backoffer)
+                await self._load_page([KeyRange(at, key_range.end)], self._config.scan_page, backoffer)
                 entry = await self.locate(at, backoffer)
             if found and entry.start < at:
                 # A merge came in between: the Regions found so far are part of this one.
@@ -135,6 +147,49 @@ class RegionCache:
             if not at or (key_range.end and at >= key_range.end):
                 break
         return found
+
+    async def locate_ranges(self, ranges: Sequence[KeyRange], backoffer: Backoffer) -> list[RegionEntry]:
+        """Return all Regions that overlap any of the ranges, ascending, each once, without gaps in any range.
+
+        Those not known are loaded together, in pages of `RegionConfig.scan_page`.
+
+        Args:
+            ranges: In ascending order, not overlapping; empty ones are left out.
+            backoffer: Its deadline and budget.
+
+        Raises and cancellation: as `locate`.
+        """
+        await self._load_pages([part for known in ranges for part in self._index.unknown(known)], backoffer)
+        while True:
+            found: list[RegionEntry] = []
+            for key_range in ranges:
+                located = await self.locate_range(key_range, backoffer)
+                found += located[1:] if found and located and located[0] is found[-1] else located
+            # Regions may have merged while those of a later range were waited for.
+            if all(left.end and left.end <= right.start for left, right in pairwise(found)):
+                return found
+
+    async def locate_id(self, region_id: int, backoffer: Backoffer) -> RegionEntry | None:
+        """Return the Region of an id, from PD if need be.
+
+        Returns:
+            The Region; None when PD knows none of this id, or only one that is outdated or outside the keyspace.
+
+        Raises and cancellation: as `locate`.
+        """
+        entry = self._index.by_id(region_id)
+        if entry is not None and self._use(entry):
+            return entry
+        get = functools.partial(self._pd.get_region_by_id, region_id, need_buckets=self._config.need_buckets)
+        region = await self._ask(get, backoffer)
+        return self.insert(region) if region is not None else None
+
+    async def preload(self, backoffer: Backoffer, key_range: KeyRange | None = None) -> None:
+        """Load all Regions of a range, by default of all keys, also those known. Gaps are left to those who use them.
+
+        Raises and cancellation: as `locate`; what was loaded until then is kept.
+        """
+        await self._load_pages([key_range if key_range is not None else KeyRange()], backoffer)
 
     async def group_keys(self, keys: Sequence[bytes], backoffer: Backoffer) -> list[tuple[RegionEntry, list[int]]]:
         """Return the Regions of many keys, each with the positions of its keys in `keys`, ascending.
@@ -152,7 +207,7 @@ class RegionCache:
             entry = self.find(ascending[at])
             if entry is None:
                 limit = min(self._config.scan_page, len(order) - at)
-                await self._load_page(ascending[at], ascending[-1] + b"\0", limit, backoffer)
+                await self._load_page([KeyRange(ascending[at], ascending[-1] + b"\0")], limit, backoffer)
                 entry = await self.locate(ascending[at], backoffer)
             until = bisect_left(ascending, entry.end, at) if entry.end else len(order)
             groups.append((entry, sorted(order[at:until])))
@@ -195,7 +250,7 @@ class RegionCache:
             CodecError: the Regions in the error are not encoded as the codec expects.
         """
         store = store if store is not None else entry.leader_store
-        decision = decide(error, entry, store.id)
+        decision = self._lose_patience(decide(error, entry, store.id), entry, error)
         match decision.action:
             case CacheAction.SWITCH_LEADER:
                 leader = leader_index(entry.peers, error.not_leader.leader)
@@ -358,21 +413,35 @@ class RegionCache:
         entry.end = above[0] if above else entry.end
         return entry
 
-    async def _load_page(self, start: bytes, end: bytes, limit: int, backoffer: Backoffer) -> None:
-        first, last = self._codec.encode_region_range(start, end)
+    async def _load_pages(self, ranges: list[KeyRange], backoffer: Backoffer) -> None:
+        while ranges:
+            page, ranges = ranges[:_MAX_RANGES], ranges[_MAX_RANGES:]
+            beyond = await self._load_page(page, self._config.scan_page, backoffer)
+            ranges = ranges_from(page, beyond) + ranges if beyond else ranges
+
+    async def _load_page(self, ranges: Sequence[KeyRange], limit: int, backoffer: Backoffer) -> bytes:
+        """Load up to `limit` Regions and return where the next page begins, empty if there can be none."""
+        encoded = [self._codec.encode_region_range(known.start, known.end) for known in ranges]
+        scan = functools.partial(
+            self._pd.batch_scan_regions, encoded, limit=limit, need_buckets=self._config.need_buckets
+        )
+        regions = await self._ask(scan, backoffer)
+        for region in regions:
+            self.insert(region)
+        if len(regions) < limit:
+            return b""
+        keys = self._codec.decode_region_range(regions[-1].start_key, regions[-1].end_key)
+        return keys[1] if keys is not None else b""
+
+    async def _ask(self, question: _Question[T], backoffer: Backoffer) -> T:
         while True:
             timeout = backoffer.deadline.check()
             try:
-                regions = await self._pd.batch_scan_regions(
-                    [(first, last)], limit=limit, need_buckets=self._config.need_buckets, timeout=timeout
-                )
-                break
+                return await question(timeout=timeout)
             except TikvError as error:
                 if not error.retryable:
                     raise
                 await backoffer.backoff(PD_RPC, error)
-        for region in regions:
-            self.insert(region)
 
     def _build(self, region: Region) -> RegionEntry | None:
         keys = self._codec.decode_region_range(region.start_key, region.end_key)
@@ -391,6 +460,17 @@ class RegionCache:
 
     def _decode(self, buckets: Buckets | errorpb.BucketVersionNotMatch) -> Buckets:
         return Buckets(buckets.version, self._codec.decode_bucket_keys(buckets.keys))
+
+    def _lose_patience(self, decision: Decision, entry: RegionEntry, error: errorpb.Error) -> Decision:
+        # A store that lags behind catches up within milliseconds; one of a cluster restored from a backup never does.
+        if decision.action is not CacheAction.NONE or set_field(error) != "epoch_not_match":
+            return decision
+        now = self._now()
+        if entry.behind_since is None:
+            entry.behind_since = now
+        if now - entry.behind_since < self._config.epoch_patience:
+            return decision
+        return attrs.evolve(decision, action=CacheAction.INVALIDATE, next=Next.RELOCATE)
 
     def _replace(self, error: errorpb.EpochNotMatch, store: StoreEntry) -> bool:
         inserted = False

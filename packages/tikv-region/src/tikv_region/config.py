@@ -54,6 +54,9 @@ class RegionConfig:
     """Regions asked of PD in one request at most. Source: client-go defaultRegionsPerBatch."""
     stale_answers: int = attrs.field(default=3, validator=_at_least(0))
     """How often to ask PD again when its answer is older than what is known, before making do with it."""
+    epoch_patience: float = attrs.field(default=1.0, validator=_seconds)
+    """Seconds a store may take to apply what is known of a Region already. When they pass, PD is asked: the cluster may
+    have been restored to an earlier state."""
     store_check_timeout: float = attrs.field(default=1.0, validator=_seconds)
     """Seconds PD is given to confirm an address in doubt; when they pass, it is used as it is."""
     reload_timeout: float = attrs.field(default=1.0, validator=_seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import attrs
 
 
@@ -39,6 +41,12 @@ class KeyRange:
         """Return the part of this range that lies in `within`, None when nothing does."""
         part = self.intersect(within)
         return None if part.is_empty else part
+
+
+def ranges_from(ranges: Iterable[KeyRange], start: bytes) -> list[KeyRange]:
+    """Return what lies at or above `start` of some ranges."""
+    beyond = KeyRange(start)
+    return [part for part in (known.clip(beyond) for known in ranges) if part is not None]
 
 
 def prefix_range(prefix: bytes) -> KeyRange:

@@ -73,6 +73,7 @@ class RegionEntry:
         "_now",
         "_resumes_until",
         "attachment",
+        "behind_since",
         "buckets",
         "down_peers",
         "end",
@@ -125,6 +126,8 @@ class RegionEntry:
         """Whether use prolongs its life; not when a replica is missing, which may be back at any time."""
         self.invalid_reason: InvalidReason | None = None
         """Why it was invalidated."""
+        self.behind_since: float | None = None
+        """When a store first answered that it knows only an earlier incarnation."""
         self.needs_reload = False
         """Whether it is to be loaded again before long, and used until then. Set it to ask for that."""
         self.attachment: object | None = None

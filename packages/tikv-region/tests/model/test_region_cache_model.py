@@ -8,10 +8,11 @@ from itertools import pairwise
 from typing import TypeVar
 
 import anyio
+import attrs
 import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tikv_pd import Backoffer, Deadline, RpcError
+from tikv_pd import Backoffer, Deadline, RegionEpoch, RpcError
 from tikv_pd.backoff import TIKV_RPC
 from tikv_pd.testing import virtual_time
 from tikv_region import (
@@ -59,6 +60,12 @@ class RegionCacheModel(RuleBasedStateMachine):
         assert held is not None
         if held[0] if into_left else held[1]:
             self.map.merge(key, into_left=into_left)
+
+    @rule()
+    def the_cluster_is_set_back(self) -> None:
+        # PD is restored from the same backup.
+        self.map.regions = [attrs.evolve(region, epoch=RegionEpoch(1, 1)) for region in self.map.regions]
+        self.pd.view = None
 
     @rule(key=keys, peer=st.integers(0, 2))
     def move_leader(self, key: bytes, peer: int) -> None:
@@ -135,6 +142,24 @@ class RegionCacheModel(RuleBasedStateMachine):
             assert entries[0].contains(start)
             assert entries[-1].range.intersect(wanted).end == end
             assert entries[-1].range.overlaps(wanted)
+
+    @rule(bounds=st.lists(keys, max_size=8, unique=True).map(sorted))
+    def locate_ranges(self, bounds: list[bytes]) -> None:
+        ranges = [KeyRange(start, end) for start, end in pairwise(bounds)][::2]
+
+        entries = self.run(lambda backoffer: self.cache.locate_ranges(ranges, backoffer))
+
+        assert all(left.end and left.end <= right.start for left, right in pairwise(entries))
+        assert all(any(entry.range.overlaps(wanted) for wanted in ranges) for entry in entries)
+        assert all(any(entry.contains(wanted.start) for entry in entries) for wanted in ranges)
+
+    @rule(key=keys)
+    def locate_by_id(self, key: bytes) -> None:
+        wanted = self.map.region(key).id
+
+        entry = self.run(lambda backoffer: self.cache.locate_id(wanted, backoffer))
+
+        assert entry is None or entry.id == wanted
 
     @rule(many=st.lists(keys, max_size=30))
     def group_keys(self, many: list[bytes]) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from tikv_pd import Peer, Region, RegionEpoch
-from tikv_region import InvalidReason, RegionEntry, StoreEntry
+from tikv_region import InvalidReason, KeyRange, RegionEntry, StoreEntry
 from tikv_region._index import RegionIndex
 
 STORES = {number: StoreEntry(number) for number in (1, 2, 3)}
@@ -223,3 +223,17 @@ def test_an_entry_that_is_renewed_takes_the_place_of_an_equal_one(index: RegionI
 
     assert index.put(again, renew=True) is again
     assert index.at(b"h") is again
+
+
+def test_what_no_valid_entry_holds_is_unknown(index: RegionIndex) -> None:
+    whole, empty = KeyRange(), KeyRange(b"k", b"k")
+    assert index.unknown(whole) == [KeyRange(b"", b"a")]
+    assert index.unknown(KeyRange(b"h", b"z")) == index.unknown(empty) == []
+    assert RegionIndex().unknown(whole) == [whole]
+    for key in (b"h", b"q"):
+        known = index.at(key)
+        assert known is not None
+        known.invalidate(InvalidReason.OTHER)
+
+    assert index.unknown(whole) == [KeyRange(b"", b"a"), KeyRange(b"g", b"")]
+    assert index.unknown(KeyRange(b"b", b"h")) == [KeyRange(b"g", b"h")]
