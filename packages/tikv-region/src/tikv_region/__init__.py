@@ -29,6 +29,12 @@ from tikv_region.errors import (
     StoreUnavailable as StoreUnavailable,
     decide as decide,
 )
+from tikv_region.health import Liveness as Liveness, SlowScore as SlowScore, StoreHealth as StoreHealth
 from tikv_region.ranges import KeyRange as KeyRange, prefix_range as prefix_range
-from tikv_region.region import InvalidReason as InvalidReason, RegionEntry as RegionEntry, StoreEntry as StoreEntry
+from tikv_region.region import (
+    EngineKind as EngineKind,
+    InvalidReason as InvalidReason,
+    RegionEntry as RegionEntry,
+    StoreEntry as StoreEntry,
+)
 from tikv_region.source import RegionSource as RegionSource

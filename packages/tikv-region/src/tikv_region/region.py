@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from tikv_pd import Buckets, Peer, Region, RegionEpoch
 
+from tikv_region.health import Liveness, StoreHealth
 from tikv_region.ranges import KeyRange
 
 
@@ -33,10 +34,21 @@ class InvalidReason(enum.Enum):
     """Anything else."""
 
 
+class EngineKind(enum.Enum):
+    """What a store is made for; the value is its label `engine`. Any other store, also without the label, is TiKV."""
+
+    TIKV = "tikv"
+    """Rows: every request of this SDK."""
+    TIFLASH = "tiflash"
+    """Columns: learners for analytical requests."""
+    TIFLASH_COMPUTE = "tiflash_compute"
+    """Analytical requests on data elsewhere."""
+
+
 class StoreEntry:
     """A store as the cache knows it: one object per id for the life of the cache, changed in place."""
 
-    __slots__ = ("address", "epoch", "id", "is_tombstone", "labels", "needs_check")
+    __slots__ = ("address", "epoch", "health", "id", "is_tombstone", "labels", "needs_check")
 
     def __init__(self, store_id: int) -> None:
         self.id = store_id
@@ -51,6 +63,22 @@ class StoreEntry:
         """Whether PD must be asked for the address before it is used again."""
         self.is_tombstone = False
         """Whether it left the cluster for good."""
+        self.health = StoreHealth()
+        """How well it does; for those who send requests to feed and to ask."""
+
+    @property
+    def engine(self) -> EngineKind:
+        """What it is made for."""
+        named = self._label("engine")
+        return next((kind for kind in EngineKind if kind.value == named), EngineKind.TIKV)
+
+    @property
+    def zone(self) -> str:
+        """Where it stands, its label `zone`; empty without one."""
+        return self._label("zone")
+
+    def _label(self, wanted: str) -> str:
+        return next((value for key, value in self.labels if key == wanted), "")
 
     def __repr__(self) -> str:
         return f"<store {self.id} at {self.address or '?'}>"
@@ -188,8 +216,9 @@ class RegionEntry:
         now = self._now()
         if self.needs_reload and self.expires_at > now:
             self.expires_at, self._resumes_until = -math.inf, self.expires_at
-        if not all(map(self.is_fresh, range(len(self.stores)))):
-            self.is_renewable = False
+        for index, store in enumerate(self.stores):
+            if not self.is_fresh(index) or store.health.liveness is Liveness.UNREACHABLE:
+                self.is_renewable = False
         return max(self.expires_at, self._resumes_until) > now
 
     def is_fresh(self, index: int) -> bool:

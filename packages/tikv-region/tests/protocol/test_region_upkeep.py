@@ -9,7 +9,7 @@ import anyio
 import attrs
 import pytest
 from tikv_pd import Backoffer, Deadline, PdUnavailable, Store
-from tikv_region import InvalidReason, KeyRange, RegionCache, RegionConfig, RegionEntry
+from tikv_region import InvalidReason, KeyRange, Liveness, RegionCache, RegionConfig, RegionEntry
 from tikv_region.testing import MapSource, RegionMap
 
 AWAY = PdUnavailable((("pd1:2379", "refused"),))
@@ -219,3 +219,13 @@ async def test_upkeep_that_is_turned_off_ends_at_once(region_map: RegionMap) -> 
     cache = RegionCache(MapSource(region_map), region_map.codec, config=config, now=anyio.current_time)
 
     await cache.run()
+
+
+async def test_a_region_with_a_replica_out_of_reach_is_not_renewed(entry: RegionEntry) -> None:
+    entry.stores[1].health.liveness = Liveness.UNREACHABLE
+    assert entry.is_renewable
+
+    await anyio.sleep(2)
+
+    assert not entry.is_renewable
+    assert entry.is_valid()
