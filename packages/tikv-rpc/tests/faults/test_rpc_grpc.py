@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,6 +34,7 @@ class Server:
         self.garbled = False
         self.asked = anyio.Event()
         self._grpc: Any = None
+        self._calls: set[asyncio.Task[Any]] = set()
 
     async def start(self, port: int = 0) -> int:
         self._grpc = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -50,16 +52,28 @@ class Server:
 
     async def stop(self) -> None:
         await self._grpc.stop(None)
+        # What gRPC reports of a call after the event loop is closed, it reports to the next one, and may hang there.
+        if self._calls:
+            await asyncio.wait(self._calls)
+        await asyncio.sleep(0.02)
+
+    def _begin(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
     def _serialized(self, message: Any) -> bytes:
         return b"\xff\xff\xff" if self.garbled else bytes(message.SerializeToString())
 
     async def _answer(self, _request: Any, _context: Any) -> kvrpcpb.RawGetKeyTTLResponse:
+        self._begin()
         return kvrpcpb.RawGetKeyTTLResponse(ttl=5)
 
     async def _serve(
         self, requests: AsyncIterator[tikvpb.BatchCommandsRequest], _context: Any
     ) -> AsyncIterator[tikvpb.BatchCommandsResponse]:
+        self._begin()
         async for message in requests:
             self.sizes.append(len(message.requests))
             for number, request in reversed(list(zip(message.request_ids, message.requests, strict=True))):
