@@ -30,6 +30,7 @@ from tikv_region.errors import (
     decide as decide,
 )
 from tikv_region.health import Liveness as Liveness, SlowScore as SlowScore, StoreHealth as StoreHealth
+from tikv_region.keys import decode_keys as decode_keys
 from tikv_region.ranges import KeyRange as KeyRange, prefix_range as prefix_range
 from tikv_region.region import (
     EngineKind as EngineKind,

@@ -100,13 +100,20 @@ def test_the_wait_at_a_busy_store_passes() -> None:
     assert [health.estimated_wait(now) for now in (10.0, 11.5, 12.0, 20.0)] == [2.0, 0.5, 0.0, 0.0]
 
 
-def test_labels_tell_the_kind_and_the_zone_of_a_store() -> None:
+@pytest.mark.parametrize(
+    ("labels", "engine", "zone"),
+    [
+        ((), EngineKind.TIKV, ""),
+        ((("zone", "b"), ("engine", "tiflash")), EngineKind.TIFLASH, "b"),
+        ((("engine", "tiflash_compute"),), EngineKind.TIFLASH_COMPUTE, ""),
+        ((("engine", "rocks"),), EngineKind.TIKV, ""),
+    ],
+)
+def test_labels_tell_the_kind_and_the_zone_of_a_store(
+    labels: tuple[tuple[str, str], ...], engine: EngineKind, zone: str
+) -> None:
     store = StoreEntry(1)
-    assert (store.engine, store.zone) == (EngineKind.TIKV, "")
 
-    store.labels = (("zone", "b"), ("engine", "tiflash"))
-    assert (store.engine, store.zone) == (EngineKind.TIFLASH, "b")
-    store.labels = (("engine", "tiflash_compute"),)
-    assert store.engine is EngineKind.TIFLASH_COMPUTE
-    store.labels = (("engine", "rocks"),)
-    assert store.engine is EngineKind.TIKV
+    store.labels = labels
+
+    assert (store.engine, store.zone) == (engine, zone)
