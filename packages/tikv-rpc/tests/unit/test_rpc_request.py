@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from tikv_pd import Peer, Region, RegionEpoch
 from tikv_proto import kvrpcpb, metapb, tikvpb
 from tikv_proto.services import Rpc, Tikv, all_rpcs
@@ -45,6 +45,7 @@ def test_there_are_batched_raw_rpcs_to_try() -> None:
 
 @pytest.mark.parametrize("rpc", BATCHED, ids=lambda rpc: rpc.name)
 @given(size=SIZES, context_size=SIZES)
+@settings(deadline=None)
 def test_a_batched_request_is_what_protobuf_builds(rpc: Rpc[Any, Any], size: int, context_size: int) -> None:
     context = kvrpcpb.Context(region_id=7, resource_group_tag=bytes(context_size))
     field = b"\x0a" + varint(context.ByteSize()) + context.SerializeToString()
@@ -62,6 +63,7 @@ def test_a_batched_request_is_what_protobuf_builds(rpc: Rpc[Any, Any], size: int
 
 
 @given(number=st.integers(0, 2**64 - 1))
+@settings(deadline=None)
 def test_a_varint_is_what_protobuf_writes(number: int) -> None:
     assert tikvpb.BatchCommandsRequest.FromString(b"\x18" + varint(number)).client_send_time_ns == number
 
