@@ -20,7 +20,12 @@ from tikv_pd import (
     TikvError as TikvError,
     UndeterminedError as UndeterminedError,
 )
-from tikv_region import CodecError as CodecError, EntryTooLarge as EntryTooLarge, RegionConfig as RegionConfig
+from tikv_region import (
+    CodecError as CodecError,
+    EntryTooLarge as EntryTooLarge,
+    FlashbackInProgress as FlashbackInProgress,
+    RegionConfig as RegionConfig,
+)
 from tikv_rpc import RpcConfig as RpcConfig
 
 from tikv_raw._requests import CasResult as CasResult, Checksum as Checksum

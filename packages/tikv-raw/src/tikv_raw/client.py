@@ -122,6 +122,7 @@ class RawClient:
         DeadlineExceeded: time ran out; a write had no effect.
         RawError: a store refused, for example because the client's API version is not the cluster's.
         CodecError: the cluster does not speak the client's API version.
+        FlashbackInProgress: an administrator sets the data back to an earlier time.
         PdError, ClusterMismatch, RpcError: PD or a store refused for good.
 
     Every write may also raise:

@@ -15,11 +15,14 @@ import anyio
 from hypothesis import HealthCheck, given, settings, strategies as st
 from tikv_pd.testing import virtual_time
 from tikv_proto import errorpb
+from tikv_proto.services import all_rpcs
 from tikv_raw import DeadlineExceeded, RawClient, RawConfig, UndeterminedError
 from tikv_rpc.testing import FakeCluster
 
 Value: TypeAlias = bytes | None
 Step: TypeAlias = tuple[Any, ...]
+
+_RESPONSES: Final = {rpc.request: rpc.response for rpc in all_rpcs()}
 
 ALL_KEYS: Final = [bytes(key) for key in (b"", b"\0", b"a", b"a\0", b"b", b"c", b"c\xff", b"d", b"\xff", b"\xff\xff")]
 TIMEOUT: Final = 15.0
@@ -235,7 +238,6 @@ class Run:
 
     def _answer(self, store: int, times: int, error: errorpb.Error) -> None:
         async def act(request: Any, _serve: Callable[[], Any]) -> Any:
-            responses = {rpc.request: rpc.response for rpc in self.cluster.raw._answers}
-            return responses[type(request)](region_error=error)
+            return _RESPONSES[type(request)](region_error=error)
 
         self.cluster.store(store).script(None, act, times=times)

@@ -1,0 +1,89 @@
+"""Every Python example of the READMEs is run against a fresh cluster, which stands in for the one at 127.0.0.1:2379.
+
+An example that cannot be run has `<!-- not run: why -->` on the line before its fence. One that needs API v1ttl or v2,
+or a keyspace, says so in its own text. Examples may await at the top level, and may use a running `cluster`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import anyio.to_thread
+import attrs
+import pytest
+from tikv_embedded import EmbeddedCluster
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "proto" / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
+ADDRESS = "127.0.0.1:2379"
+_FENCE = re.compile(r"^(?P<before>.*\n)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@attrs.frozen
+class Example:
+    path: Path
+    line: int
+    code: str
+    is_run: bool
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def api_version(self) -> str:
+        found = re.search(r'api_version="(v1|v1ttl|v2)"', self.code)
+        return found[1] if found else "v2" if self.keyspaces else "v1"
+
+    @property
+    def keyspaces(self) -> list[str]:
+        return re.findall(r'(?:keyspaceName=|keyspace=")(\w+)', self.code)
+
+    def compiled(self, address: str) -> CodeType:
+        source = "\n" * (self.line - 1) + self.code.replace(ADDRESS, address)
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        code: CodeType = compile(source, str(self.path), "exec", flags=flags, dont_inherit=True)
+        return code
+
+
+def examples(path: Path) -> Iterator[Example]:
+    text = path.read_text()
+    for found in _FENCE.finditer(text):
+        line = text.count("\n", 0, found.start("code")) + 1
+        yield Example(path, line, found["code"], is_run="<!-- not run: " not in (found["before"] or ""))
+
+
+EXAMPLES = [example for path in DOCUMENTS for example in examples(path)]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if example.is_run], ids=str)
+async def test_an_example_runs(example: Example) -> None:
+    async with EmbeddedCluster(api_version=example.api_version, keyspaces=example.keyspaces) as cluster:
+        code = example.compiled(cluster.pd_addresses[0])
+        names: dict[str, Any] = {"__name__": "__main__", "cluster": cluster}
+        if code.co_flags & inspect.CO_COROUTINE:
+            await eval(code, names)
+        elif ".run(" in example.code:
+            # It has an event loop of its own, and the cluster needs this one.
+            await anyio.to_thread.run_sync(exec, code, names)
+        else:
+            exec(code, names)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_an_example_is_python(example: Example) -> None:
+    example.compiled(ADDRESS)
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) > 5
