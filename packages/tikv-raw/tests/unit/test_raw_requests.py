@@ -7,7 +7,6 @@ from typing import Any
 
 import attrs
 import pytest
-from google.protobuf.message import Message
 from hypothesis import given, strategies as st
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv
@@ -21,10 +20,9 @@ SPACE = RawRequests(KeyspaceCodec(b"r", 5, "users"), atomic=False)
 PREFIX, BOUND = b"r\0\0\5", b"r\0\0\6"
 
 
-def sent(request: Request[Any]) -> Message:
+def sent(request: Request[Any]) -> Any:
     """Return the message a request stands for, without Context."""
-    message: Message = request.rpc.request.FromString(request.payload)
-    return message
+    return request.rpc.request.FromString(request.payload)
 
 
 def test_a_get_carries_key_and_column_family() -> None:
@@ -86,8 +84,7 @@ def test_an_atomic_client_says_so_in_every_plain_write() -> None:
     ]
 
     for request in requests:
-        message: Any = sent(request)
-        assert message.for_cas
+        assert sent(request).for_cas
 
 
 def test_keys_of_a_keyspace_have_its_prefix() -> None:
@@ -100,8 +97,7 @@ def test_keys_of_a_keyspace_have_its_prefix() -> None:
     ]
 
     for request in requests:
-        message: Any = sent(request)
-        assert message.key == PREFIX + b"k"
+        assert sent(request).key == PREFIX + b"k"
 
 
 @pytest.mark.parametrize(("requests", "prefix"), [(PLAIN, b""), (SPACE, PREFIX)])
