@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Generic
+from weakref import WeakSet
 
 import anyio
 import anyio.lowlevel
@@ -57,10 +58,11 @@ class GrpcTransport:
 
     def __init__(self, security: SecurityConfig | None = None) -> None:
         self._material = MaterialOnDisk(security) if security is not None else None
+        self._streams: WeakSet[GrpcStream[Any, Any]] = WeakSet()
 
     def connect(self, address: str, *, channel: int = 0) -> GrpcConnection:
         """Return a connection to `address`. Nothing is dialed before its first use."""
-        return GrpcConnection(address, channel, self._material)
+        return GrpcConnection(address, channel, self._material, self._streams)
 
     def now(self) -> float:
         """Return the clock that asyncio's timers follow."""
@@ -74,8 +76,8 @@ class GrpcTransport:
 # A call that is cancelled ends for its caller at once, and a moment later on the wire. If the event loop is closed in
 # between, gRPC reports the end to a closed loop, from the next loop of the process: an exception there, or a crash
 # (seen with grpcio 1.85). So a connection, once closed, waits for the ends of its calls. Those of streams show as
-# tasks that end; the calls of other connections go on waiting among them, and are not waited for long. Those of unary
-# calls do not show at all.
+# tasks that end, until there are no more than streams running on other connections; those of another transport are not
+# known, and not waited for long. The ends of unary calls do not show at all.
 _STREAM_ENDS_WITHIN: Final = 0.1
 """Seconds."""
 _CALL_ENDS_WITHIN: Final = 0.02
@@ -91,8 +93,12 @@ def _awaited_ends() -> list[asyncio.Task[Any]]:
 class GrpcConnection:
     """One channel at a time. Callables are made once per RPC: making one costs more than using it."""
 
-    def __init__(self, address: str, number: int, material: MaterialOnDisk | None) -> None:
+    def __init__(
+        self, address: str, number: int, material: MaterialOnDisk | None, streams: WeakSet[GrpcStream[Any, Any]]
+    ) -> None:
         self._address = address
+        self._streams = streams
+        self._own_streams: WeakSet[GrpcStream[Any, Any]] = WeakSet()
         # gRPC merges channels with equal arguments into one socket; the extra argument keeps them apart.
         self._options: list[tuple[str, Any]] = [*_OPTIONS, ("tikv.channel", number)]
         self._on_disk = material
@@ -189,17 +195,27 @@ class GrpcConnection:
                 request_serializer=_serialize,
                 response_deserializer=rpc.response.FromString,
             )(metadata=tuple(metadata))
-        return GrpcStream(self._address, rpc.name, call)
+        stream: GrpcStream[Req, Resp] = GrpcStream(self._address, rpc.name, call)
+        self._streams.add(stream)
+        self._own_streams.add(stream)
+        return stream
 
     async def aclose(self) -> None:
         """Close the channel; calls under way fail."""
         await self._close_outdated()
-        ends = _awaited_ends()
         await self._channel.close()
         with anyio.CancelScope(shield=True):
-            if ends:
-                await asyncio.wait(ends, timeout=_STREAM_ENDS_WITHIN)
+            await self._own_ends()
             await anyio.sleep(max(self._cut_at + _CALL_ENDS_WITHIN - time.monotonic(), 0))
+
+    async def _own_ends(self) -> None:
+        until = time.monotonic() + _STREAM_ENDS_WITHIN
+        while (left := until - time.monotonic()) > 0:
+            ends = _awaited_ends()
+            elsewhere = sum(stream.is_running for stream in self._streams if stream not in self._own_streams)
+            if len(ends) <= elsewhere:
+                return
+            await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
 
 class GrpcStream(Generic[Req, Resp]):
@@ -209,6 +225,11 @@ class GrpcStream(Generic[Req, Resp]):
         self._address = address
         self._name = name
         self._running: grpc.aio.StreamStreamCall[Any, Resp] | None = call
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was not cancelled."""
+        return self._running is not None
 
     async def send(self, request: Req | bytes) -> None:
         """Write one message."""

@@ -421,3 +421,21 @@ async def test_a_cancelled_stream_lets_go_of_what_holds_its_socket(connection: G
         assert calls() == before
     finally:
         gc.enable()
+
+
+@pytest.mark.usefixtures("server")
+async def test_closing_a_connection_does_not_wait_for_the_streams_of_others(port: int) -> None:
+    transport = GrpcTransport()
+    kept, closed = (transport.connect(f"127.0.0.1:{port}", channel=number) for number in range(2))
+    stream, other = kept.stream(PD.Tso), closed.stream(PD.Tso)
+    for each in (stream, other):
+        await each.send(pdpb.TsoRequest(header=HEADER, count=1))
+        await each.receive()
+    other.cancel()
+    started = anyio.current_time()
+
+    await closed.aclose()
+
+    assert anyio.current_time() < started + 0.05
+    stream.cancel()
+    await kept.aclose()
