@@ -26,7 +26,7 @@ from tikv_pd import ClosedError, DeadlineExceeded, UndeterminedError
 from tikv_pd.backoff import TIKV_RPC
 from tikv_pd.errors import RpcError, TikvError
 from tikv_pd.lowlevel import Resp
-from tikv_region import CacheAction, EntryTooLarge, KeyRange, Next, RegionCache, RegionEntry, RegionError, StoreEntry
+from tikv_region import CacheAction, EntryTooLarge, KeyRange, Next, RegionCache, RegionEntry, RegionError
 
 from tikv_rpc.call import Call
 from tikv_rpc.client import Route, RpcClient
@@ -82,10 +82,11 @@ class Dispatch:
         return route.client.call(request, route.context, at, timeout)
 
 
-_FINAL_CODES: Final = frozenset(
-    {"INVALID_ARGUMENT", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION"}
-)
+_FINAL_CODES: Final = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION"})
 """Statuses that another attempt will meet as well."""
+_WRONG_CLUSTER: Final = "INVALID_ARGUMENT"
+"""The store belongs to another cluster: its address was given away. It refuses all this client sends, before it looks
+at anything else. Source: TiKV server/service/kv.rs, the check of Context.cluster_id."""
 _TIMER_SLACK: Final = 0.01
 """Seconds by which gRPC's timer may be ahead of the deadline's own clock."""
 
@@ -115,7 +116,7 @@ class RetryRegion:
             try:
                 response = await self.inner.execute(route, request, call)
             except RpcError as error:
-                await self._after_failure(entry, route.store, request.effect, error, call)
+                await self._after_failure(entry, route, request.effect, error, call)
             except anyio.get_cancelled_exc_class():
                 # Perhaps because another part of the same write failed; what this one wrote, nobody will learn.
                 if request.effect is not Effect.READ:
@@ -127,10 +128,12 @@ class RetryRegion:
                 await self._after_region_error(entry, route, request.effect, response, call)
 
     async def _after_failure(
-        self, entry: RegionEntry, store: StoreEntry, effect: Effect, error: RpcError, call: Call
+        self, entry: RegionEntry, route: Route, effect: Effect, error: RpcError, call: Call
     ) -> None:
         """Decide what an attempt without an answer means; return to try again."""
-        if error.sent and effect is not Effect.READ:
+        if error.code == _WRONG_CLUSTER:
+            route.client.close()
+        elif error.sent and effect is not Effect.READ:
             call.lost = error
             if effect is Effect.ONCE:
                 raise UndeterminedError(call.operation) from error
@@ -141,7 +144,7 @@ class RetryRegion:
         # Before the store is blamed: the caller's own deadline says nothing about it.
         left = call.deadline.check(error)
         if error.code != "DEADLINE_EXCEEDED" or left > _TIMER_SLACK:
-            self.rpc.cache.on_send_failure(entry, store)
+            self.rpc.cache.on_send_failure(entry, route.store)
         await call.pause(TIKV_RPC, error)
         if not entry.is_valid():
             raise RelocateError from error

@@ -239,7 +239,7 @@ async def move_soon(cluster: FakeCluster) -> None:
 
 
 class TestRefusals:
-    CODES = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION")
+    CODES = ("UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION")
 
     @pytest.mark.parametrize("code", CODES)
     async def test_a_status_that_no_retry_cures_ends_the_call(self, cluster: FakeCluster, kv: Kv, code: str) -> None:
@@ -260,8 +260,24 @@ class TestRefusals:
 
     async def test_stores_of_another_cluster_refuse(self, cluster: FakeCluster, kv: Kv, make_kv: type[Kv]) -> None:
         async with RpcClient(kv.cache, cluster.map.codec, 8, cluster.transport) as rpc:
-            with pytest.raises(RpcError, match="cluster id"):
-                await make_kv(rpc).get(b"a")
+            stranger = make_kv(rpc)
+            with pytest.raises(DeadlineExceeded, match="cluster id"):
+                await stranger.get(b"a")
+            for effect in (Effect.WRITE, Effect.ONCE):
+                with pytest.raises(DeadlineExceeded, match="cluster id"):
+                    await stranger.put(b"a", b"1", effect=effect)
+
+        assert cluster.data == {}
+
+    async def test_an_address_given_to_another_cluster_is_asked_for_again(self, cluster: FakeCluster, kv: Kv) -> None:
+        await kv.put(b"a", b"1")
+        cluster.store(1).fail_next(Tikv.RawPut, "INVALID_ARGUMENT", "cluster id mismatch")
+        asked = cluster.pd.calls(PD.GetStore)
+
+        await kv.put(b"a", b"2")
+
+        assert await kv.get(b"a") == b"2"
+        assert cluster.pd.calls(PD.GetStore) > asked
 
     async def test_an_rpc_the_store_does_not_serve_ends_the_call(self, cluster: FakeCluster, kv: Kv) -> None:
         cluster.store(1).fail_next(Tikv.RawGetKeyTTL, "UNIMPLEMENTED")
