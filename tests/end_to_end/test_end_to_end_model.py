@@ -210,7 +210,7 @@ def test_the_client_behaves_as_a_dict(api_version: str) -> None:
     machine: Any = type("Model", (RawModel,), {"api_version": api_version})
     case = machine.TestCase()
     case.settings = settings(
-        max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
     )
 
     case.runTest()

@@ -57,20 +57,18 @@ async def client(cluster: EmbeddedCluster, mode: Mode) -> AsyncIterator[RawClien
         yield opened
 
 
-@pytest.mark.parametrize("key", KEYS)
-async def test_what_is_put_is_read_until_it_is_deleted(client: RawClient, key: bytes) -> None:
-    assert await client.get(key) is None
+async def test_what_is_put_is_read_until_it_is_deleted(client: RawClient) -> None:
+    for key in KEYS:
+        before = await client.get(key)
+        await client.put(key, b"value of " + key)
+        found = await client.get(key)
+        await client.put(key, b"another")
+        replaced = await client.get(key)
+        await client.delete(key)
+        after = await client.get(key)
+        await client.delete(key)
 
-    await client.put(key, b"value of " + key)
-    found = await client.get(key)
-    await client.put(key, b"another")
-    replaced = await client.get(key)
-    await client.delete(key)
-
-    assert found == b"value of " + key
-    assert replaced == b"another"
-    assert await client.get(key) is None
-    await client.delete(key)
+        assert [before, found, replaced, after] == [None, b"value of " + key, b"another", None]
 
 
 async def test_an_empty_value_is_not_a_missing_one(client: RawClient) -> None:

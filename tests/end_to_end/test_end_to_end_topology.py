@@ -17,7 +17,7 @@ Change = Callable[[EmbeddedCluster], None]
 KEYS = [b"%02d" % number for number in range(40)]
 SPLITS = [b"08", b"16", b"24", b"32"]
 SPARE = b"spare"
-SHAKING = 0.6
+SHAKING = 0.4
 """Seconds for which Regions keep changing under each operation."""
 
 
