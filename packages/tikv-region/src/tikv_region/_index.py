@@ -74,8 +74,8 @@ class RegionIndex:
             renew: Whether it takes the place of one known that is as new and still valid.
 
         Returns:
-            The entry that stands for the Region now: by default the one known before if it is as new and still valid,
-            so that what requests keep with it stays; None when rejected.
+            The entry that stands for the Region now: by default the one known before if it is as new, has the same
+            bounds and is still valid, so that what requests keep with it stays; None when rejected.
         """
         known = self._by_id.get(entry.id)
         if known is not None and is_behind(entry, known):
@@ -172,7 +172,8 @@ def _reaches(entry: RegionEntry, key: bytes, *, beyond: bool = False) -> bool:
 
 def _is_kept(known: RegionEntry, entry: RegionEntry) -> bool:
     # One with missing replicas, or that somebody wants loaded again, makes way for what PD says of its peers now.
-    same = known.epoch == entry.epoch and known.is_valid()
+    # Bounds differ at the same epoch only when the cluster was set back to a backup and split anew.
+    same = known.epoch == entry.epoch and known.range == entry.range and known.is_valid()
     return same and known.is_renewable and not known.needs_reload
 
 

@@ -237,3 +237,11 @@ def test_what_no_valid_entry_holds_is_unknown(index: RegionIndex) -> None:
 
     assert index.unknown(whole) == [KeyRange(b"", b"a"), KeyRange(b"g", b"")]
     assert index.unknown(KeyRange(b"b", b"h")) == [KeyRange(b"g", b"h")]
+
+
+def test_an_equal_epoch_with_other_bounds_is_another_region(index: RegionIndex) -> None:
+    # A cluster that was set back to a backup may have split at other keys since.
+    other = entry(2, b"g", b"m")
+
+    assert index.put(other) is other
+    assert index.at(b"n") is None
