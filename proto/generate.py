@@ -83,13 +83,19 @@ def services_stub(descriptors: FileDescriptorSet) -> str:
     """Return the stub that types every RPC of every service, each with its comment as docstring."""
     lines: list[str] = []
     imports: set[str] = set()
+    modules = {file.package: file.name.removesuffix(".proto") for file in descriptors.file}
+
+    def imported(type_name: str) -> str:
+        package, _, name = type_name.lstrip(".").rpartition(".")
+        imports.add(modules[package])
+        return f"{modules[package]}.{name}"
+
     for file in descriptors.file:
         comments = {tuple(at.path): at.leading_comments for at in file.source_code_info.location}
         for number, service in enumerate(file.service):
             lines += ["", f"class _{service.name}:"]
             for index, method in enumerate(service.method):
-                request, response = method.input_type.lstrip("."), method.output_type.lstrip(".")
-                imports.update(type_name.split(".", 1)[0] for type_name in (request, response))
+                request, response = imported(method.input_type), imported(method.output_type)
                 lines.append(f"    {method.name}: Rpc[{request}, {response}]")
                 comment = comments.get((SERVICE_IN_FILE, number, METHOD_IN_SERVICE, index), "")
                 if comment:

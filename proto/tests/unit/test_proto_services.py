@@ -38,6 +38,8 @@ STREAMING = {
     "/tikvpb.Tikv/BatchCommands": (True, True),
     "/tikvpb.Tikv/CoprocessorStream": (False, True),
     "/tikvpb.Tikv/RawGet": (False, False),
+    "/grpc.health.v1.Health/Check": (False, False),
+    "/grpc.health.v1.Health/Watch": (False, True),
 }
 ALL = list(services.all_rpcs())
 BATCHABLE = [rpc for rpc in ALL if rpc.batch_field is not None]
