@@ -37,3 +37,12 @@ class RpcConfig:
     """Requests that one operation over many Regions keeps under way."""
     backoff_budget: float = attrs.field(default=math.inf, validator=[validators.instance_of((int, float)), positive])
     """Seconds one operation may spend waiting between attempts; by default its deadline alone decides."""
+    liveness_timeout: float = attrs.field(
+        default=1.0, validator=[validators.instance_of((int, float)), positive, _finite]
+    )
+    """Longest wait for a store to say that it serves, connecting included, before it counts as unreachable.
+
+    Source: client-go SetStoreLivenessTimeout.
+    """
+    liveness_interval: float = attrs.field(default=1.0, validator=[validators.instance_of((int, float)), positive])
+    """Seconds between two looks at a store that did not serve at the last one. Source: client-go store_cache.go."""

@@ -9,7 +9,16 @@ from tikv_rpc import RpcConfig
 
 @pytest.mark.parametrize(
     "field",
-    ["attempt_timeout", "connect_timeout", "max_batch_size", "max_batch_bytes", "concurrency", "backoff_budget"],
+    [
+        "attempt_timeout",
+        "connect_timeout",
+        "max_batch_size",
+        "max_batch_bytes",
+        "concurrency",
+        "backoff_budget",
+        "liveness_timeout",
+        "liveness_interval",
+    ],
 )
 def test_every_limit_is_above_zero(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field} must be above 0, got 0"):
