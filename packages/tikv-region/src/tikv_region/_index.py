@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
-from tikv_region.ranges import KeyRange
+from tikv_region.ranges import KeyRange, gaps
 from tikv_region.region import InvalidReason, RegionEntry
 
 
@@ -51,17 +51,8 @@ class RegionIndex:
 
     def unknown(self, key_range: KeyRange) -> list[KeyRange]:
         """Return the parts of a range that no valid entry holds, ascending."""
-        parts = []
-        at = key_range.start
-        for entry in self.overlapping(at, key_range.end):
-            if entry.is_valid():
-                if at < entry.start:
-                    parts.append(KeyRange(at, entry.start))
-                if not entry.end:
-                    return parts
-                at = entry.end
-        rest = KeyRange(at, key_range.end)
-        return parts if rest.is_empty else [*parts, rest]
+        entries = self.overlapping(key_range.start, key_range.end)
+        return gaps([key_range], [entry.range for entry in entries if entry.is_valid()])
 
     def put(self, entry: RegionEntry, *, renew: bool = False) -> RegionEntry | None:
         """Let an entry in, in place of what it overlaps, unless something newer is known.

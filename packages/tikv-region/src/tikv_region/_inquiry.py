@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
 
 import attrs
 from tikv_pd import Backoffer, Region, TikvError
@@ -13,7 +14,11 @@ from tikv_region.codec import KeyCodec
 from tikv_region.region import RegionEntry
 from tikv_region.source import RegionSource
 
-_HIGH_KEY = b"\xff" * 64
+_HIGH_KEY: Final = b"\xff" * 64
+
+
+class _Get(Protocol):
+    def __call__(self, key: bytes, *, timeout: float) -> Awaitable[Region | None]: ...
 
 
 @attrs.frozen
@@ -56,40 +61,52 @@ class Inquiry:
     """Asks PD, once for all who ask the same at the same time."""
 
     def __init__(self, pd: RegionSource, codec: KeyCodec, *, need_buckets: bool) -> None:
-        self._get = functools.partial(pd.get_region, need_buckets=need_buckets)
-        self._get_prev = functools.partial(pd.get_prev_region, need_buckets=need_buckets)
+        self._pd = pd
         self._codec = codec
+        self._need_buckets = need_buckets
         self._flights: SingleFlight[Answer] = SingleFlight()
 
-    async def ask(self, point: Point, backoffer: Backoffer, known: RegionEntry | None = None) -> Answer:
+    async def ask(
+        self, point: Point, backoffer: Backoffer, known: RegionEntry | None = None, *, allow_follower: bool = False
+    ) -> Answer:
         """Ask for the Region at `point`.
 
         When a Region goes stale, requests for many of its keys miss at once. They name it as `known`, and only one of
         them asks; the answer to the others is about another point then, and they look again at what it taught.
-        """
-        ask = functools.partial(self._ask, point, backoffer)
-        return await self._flights.ask(point if known is None else known, backoffer.deadline, ask)
 
-    async def _ask(self, point: Point, backoffer: Backoffer) -> Answer:
+        Args:
+            point: The place.
+            backoffer: Its deadline.
+            known: The stale Region.
+            allow_follower: Whether a follower of PD may answer.
+        """
+        ask = functools.partial(self._ask, point, backoffer, allow_follower)
+        question = (point if known is None else known, allow_follower)
+        return await self._flights.ask(question, backoffer.deadline, ask)
+
+    async def _ask(self, point: Point, backoffer: Backoffer, allow_follower: bool) -> Answer:
         backoffer.deadline.check()
+        need_buckets = self._need_buckets
+        get = functools.partial(self._pd.get_region, need_buckets=need_buckets, allow_follower=allow_follower)
+        get_prev = functools.partial(self._pd.get_prev_region, need_buckets=need_buckets, allow_follower=allow_follower)
         try:
-            return Answer(point, await self._fetch(point, backoffer.deadline.remaining))
+            return Answer(point, await self._fetch(point, get, get_prev, backoffer.deadline.remaining))
         except TikvError as error:
             if not error.retryable:
                 raise
             return Answer(point, None, error)
 
-    async def _fetch(self, point: Point, left: Callable[[], float]) -> Region | None:
+    async def _fetch(self, point: Point, get: _Get, get_prev: _Get, left: Callable[[], float]) -> Region | None:
         if not point.is_end:
-            return await self._get(self._codec.encode_region_key(point.key), timeout=left())
+            return await get(self._codec.encode_region_key(point.key), timeout=left())
         _, end = self._codec.encode_region_range(b"", point.key)
         if not end:
             # PD has no question for its last Region. Hardly any Region starts above this key, and all that do follow.
-            region = await self._get(_HIGH_KEY, timeout=left())
+            region = await get(_HIGH_KEY, timeout=left())
             while region is not None and region.end_key:
-                region = await self._get(region.end_key, timeout=left())
+                region = await get(region.end_key, timeout=left())
             return region
-        region = await self._get(end, timeout=left())
+        region = await get(end, timeout=left())
         if region is not None and region.start_key == end:
-            return await self._get_prev(end, timeout=left())
+            return await get_prev(end, timeout=left())
         return region

@@ -50,6 +50,10 @@ class RegionConfig:
     """Seconds added to `ttl` at most, by chance, so that Regions loaded together are not reloaded together."""
     need_buckets: bool = attrs.field(default=False, validator=_flag)
     """Whether to learn of each Region's buckets; for those who cut work on a Region into parts of like size."""
+    allow_follower: bool = attrs.field(default=False, validator=_flag)
+    """Whether to ask a follower of PD first, to spare its leader. What it knows may be old: the leader is asked at once
+    when something is missing from its answer, or older than what is known. Without effect with `need_buckets`, since
+    followers know none. Source: client-go opt.WithAllowFollowerHandle."""
     scan_page: int = attrs.field(default=128, validator=_at_least(1))
     """Regions asked of PD in one request at most. Source: client-go defaultRegionsPerBatch."""
     stale_answers: int = attrs.field(default=3, validator=_at_least(0))
@@ -69,4 +73,10 @@ class RegionConfig:
     """Seconds between looks at PD's list of stores; None for none.
 
     Source: client-go store_cache.go, which also asks for each known store every 15 s; the list tells the same.
+    """
+    refresh_interval: float | None = attrs.field(default=None, validator=_interval)
+    """Seconds between pages of `scan_page` Regions that are loaded again, going round all of them, so that splits and
+    merges are known before requests meet them; None for none. Nothing is forgotten then that PD still knows.
+
+    Source: client-go RegionsRefreshInterval, which loads all of them in one go.
     """

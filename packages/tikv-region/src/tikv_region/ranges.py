@@ -49,6 +49,28 @@ def ranges_from(ranges: Iterable[KeyRange], start: bytes) -> list[KeyRange]:
     return [part for part in (known.clip(beyond) for known in ranges) if part is not None]
 
 
+def gaps(wanted: Iterable[KeyRange], held: Iterable[KeyRange]) -> list[KeyRange]:
+    """Return the parts of `wanted` that lie in none of `held`; both ascend without overlaps, and so do the parts."""
+    parts = []
+    pieces = iter(held)
+    piece = next(pieces, None)
+    for key_range in wanted:
+        at = key_range.start
+        while piece is not None and (not key_range.end or piece.start < key_range.end):
+            if at < piece.start:
+                parts.append(KeyRange(at, piece.start))
+            if not piece.end or (key_range.end and key_range.end <= piece.end):
+                # It may hold the ranges that follow as well.
+                break
+            at = max(at, piece.end)
+            piece = next(pieces, None)
+        else:
+            rest = KeyRange(at, key_range.end)
+            if not rest.is_empty:
+                parts.append(rest)
+    return parts
+
+
 def prefix_range(prefix: bytes) -> KeyRange:
     """Return the range of all keys that begin with `prefix`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import anyio
 import attrs
@@ -167,50 +168,65 @@ class MapSource:
         """The cluster."""
         self.view: list[Region] | None = None
         """What it answers instead of the cluster's Regions: earlier ones, or with gaps."""
+        self.follower_view: list[Region] | None = None
+        """What its followers answer instead of what it knows itself."""
         self.failures: deque[TikvError] = deque()
         """What the next calls raise, one each."""
         self.delay = 0.0
         """Seconds each answer takes."""
         self.calls: list[str] = []
-        """Names of the methods called."""
+        """Names of the methods called; those a follower answered end in `@follower`."""
 
     @property
     def regions(self) -> list[Region]:
         """What it knows."""
         return self.view if self.view is not None else self.map.regions
 
-    async def get_region(self, key: bytes, *, need_buckets: bool = False, timeout: float) -> Region | None:
-        """Return the Region that holds `key`."""
-        await self._answer("get_region", timeout)
-        found = (region for region in self.regions if _holds(region, key))
-        return next((_shown(region, need_buckets) for region in found), None)
+    @property
+    def follower_regions(self) -> list[Region]:
+        """What its followers know."""
+        return self.follower_view if self.follower_view is not None else self.regions
 
-    async def get_prev_region(self, key: bytes, *, need_buckets: bool = False, timeout: float) -> Region | None:
+    async def get_region(
+        self, key: bytes, *, need_buckets: bool = False, allow_follower: bool = False, timeout: float
+    ) -> Region | None:
+        """Return the Region that holds `key`."""
+        regions = await self._ask("get_region", need_buckets, allow_follower, timeout)
+        return next((region for region in regions if _holds(region, key)), None)
+
+    async def get_prev_region(
+        self, key: bytes, *, need_buckets: bool = False, allow_follower: bool = False, timeout: float
+    ) -> Region | None:
         """Return the Region before the one that holds `key`."""
-        await self._answer("get_prev_region", timeout)
-        start = next((region.start_key for region in self.regions if _holds(region, key)), b"")
-        found = (region for region in self.regions if start and region.end_key == start)
-        return next((_shown(region, need_buckets) for region in found), None)
+        regions = await self._ask("get_prev_region", need_buckets, allow_follower, timeout)
+        start = next((region.start_key for region in regions if _holds(region, key)), b"")
+        return next((region for region in regions if start and region.end_key == start), None)
 
     async def get_region_by_id(self, region_id: int, *, need_buckets: bool = False, timeout: float) -> Region | None:
         """Return the Region of an id."""
-        await self._answer("get_region_by_id", timeout)
-        return next((_shown(region, need_buckets) for region in self.regions if region.id == region_id), None)
+        regions = await self._ask("get_region_by_id", need_buckets, False, timeout)
+        return next((region for region in regions if region.id == region_id), None)
 
     async def batch_scan_regions(
-        self, ranges: Sequence[tuple[bytes, bytes]], *, limit: int, need_buckets: bool = False, timeout: float
+        self,
+        ranges: Sequence[tuple[bytes, bytes]],
+        *,
+        limit: int,
+        need_buckets: bool = False,
+        allow_follower: bool = False,
+        timeout: float,
     ) -> list[Region]:
         """Return the Regions that overlap any of the ranges."""
-        await self._answer("batch_scan_regions", timeout)
-        overlapping = [
-            _shown(region, need_buckets)
-            for region in self.regions
+        regions = await self._ask("batch_scan_regions", need_buckets, allow_follower, timeout)
+        overlapping = (
+            region
+            for region in regions
             if any(
                 (not region.end_key or start < region.end_key) and (not end or region.start_key < end)
                 for start, end in ranges
             )
-        ]
-        return overlapping[:limit]
+        )
+        return list(islice(overlapping, limit))
 
     async def get_store(self, store_id: int, *, timeout: float) -> Store | None:
         """Return a store."""
@@ -222,6 +238,12 @@ class MapSource:
         await self._answer("get_stores", timeout)
         return list(self.map.stores.values())
 
+    async def _ask(self, name: str, need_buckets: bool, follower: bool, timeout: float) -> list[Region]:
+        await self._answer(f"{name}@follower" if follower else name, timeout)
+        regions = self.follower_regions if follower else self.regions
+        hide = not need_buckets or follower
+        return [_without_buckets(region) if hide else region for region in regions]
+
     async def _answer(self, name: str, timeout: float) -> None:
         self.calls.append(name)
         if self.failures:
@@ -232,8 +254,8 @@ class MapSource:
         await anyio.sleep(self.delay)
 
 
-def _shown(region: Region, need_buckets: bool) -> Region:
-    return region if need_buckets else attrs.evolve(region, buckets=None)
+def _without_buckets(region: Region) -> Region:
+    return region if region.buckets is None else attrs.evolve(region, buckets=None)
 
 
 def _holds(region: Region, key: bytes) -> bool:

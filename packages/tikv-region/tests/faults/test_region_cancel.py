@@ -41,19 +41,33 @@ class HangingSource(MapSource):
 
     hang_at = -1
 
-    async def get_region(self, key: bytes, *, need_buckets: bool = False, timeout: float) -> Region | None:
+    async def get_region(
+        self, key: bytes, *, need_buckets: bool = False, allow_follower: bool = False, timeout: float
+    ) -> Region | None:
         await self._maybe_hang()
-        return await super().get_region(key, need_buckets=need_buckets, timeout=timeout)
+        return await super().get_region(key, need_buckets=need_buckets, allow_follower=allow_follower, timeout=timeout)
 
-    async def get_prev_region(self, key: bytes, *, need_buckets: bool = False, timeout: float) -> Region | None:
+    async def get_prev_region(
+        self, key: bytes, *, need_buckets: bool = False, allow_follower: bool = False, timeout: float
+    ) -> Region | None:
         await self._maybe_hang()
-        return await super().get_prev_region(key, need_buckets=need_buckets, timeout=timeout)
+        return await super().get_prev_region(
+            key, need_buckets=need_buckets, allow_follower=allow_follower, timeout=timeout
+        )
 
     async def batch_scan_regions(
-        self, ranges: Sequence[tuple[bytes, bytes]], *, limit: int, need_buckets: bool = False, timeout: float
+        self,
+        ranges: Sequence[tuple[bytes, bytes]],
+        *,
+        limit: int,
+        need_buckets: bool = False,
+        allow_follower: bool = False,
+        timeout: float,
     ) -> list[Region]:
         await self._maybe_hang()
-        return await super().batch_scan_regions(ranges, limit=limit, need_buckets=need_buckets, timeout=timeout)
+        return await super().batch_scan_regions(
+            ranges, limit=limit, need_buckets=need_buckets, allow_follower=allow_follower, timeout=timeout
+        )
 
     async def get_store(self, store_id: int, *, timeout: float) -> Store | None:
         await self._maybe_hang()
@@ -75,7 +89,7 @@ def patient() -> Backoffer:
 
 
 def assert_nothing_left(cache: RegionCache) -> None:
-    for flights in (cache._inquiry._flights, cache._stores._flights):
+    for flights in (cache._loader._inquiry._flights, cache._loader._by_id, cache._stores._flights):
         assert not flights._flights
 
 

@@ -149,12 +149,20 @@ class MergingSource(MapSource):
     """Merges two Regions while the second page of a range is under way."""
 
     async def batch_scan_regions(
-        self, ranges: Sequence[tuple[bytes, bytes]], *, limit: int, need_buckets: bool = False, timeout: float
+        self,
+        ranges: Sequence[tuple[bytes, bytes]],
+        *,
+        limit: int,
+        need_buckets: bool = False,
+        allow_follower: bool = False,
+        timeout: float,
     ) -> list[Region]:
         if self.calls:
             start = ranges[0][0]
             self.map.merge(start[:-1] + bytes([start[-1] - 1]))
-        return await super().batch_scan_regions(ranges, limit=limit, need_buckets=need_buckets, timeout=timeout)
+        return await super().batch_scan_regions(
+            ranges, limit=limit, need_buckets=need_buckets, allow_follower=allow_follower, timeout=timeout
+        )
 
 
 async def test_a_merge_across_the_border_of_two_pages_leaves_no_overlap(backoffer: Backoffer) -> None:
@@ -200,13 +208,36 @@ async def test_duplicate_keys_stay_together(backoffer: Backoffer) -> None:
     assert [(entry.start, indices) for entry, indices in groups] == [(b"0005", [0, 2, 3]), (b"0700", [1])]
 
 
-async def test_few_keys_load_few_regions(backoffer: Backoffer) -> None:
+@codecs
+async def test_keys_far_apart_load_their_own_regions_only(codec: KeyCodec, backoffer: Backoffer) -> None:
+    pd, cache = make(codec)
+    await cache.locate(b"0400", backoffer)
+    pd.calls.clear()
+
+    groups = await cache.group_keys([b"0700", b"0005", b"0400x", b"0005"], backoffer)
+
+    assert [(entry.start, indices) for entry, indices in groups] == [(b"0005", [1, 3]), (b"0400", [2]), (b"0700", [0])]
+    assert pd.calls == ["batch_scan_regions"]
+    assert len(cache) == 3
+
+
+async def test_keys_of_every_other_region_are_loaded_in_full_pages(backoffer: Backoffer) -> None:
     pd, cache = make()
 
-    await cache.group_keys([b"0005", b"0700"], backoffer)
+    await cache.group_keys([b"%04d" % number for number in range(0, 1000, 2)], backoffer)
 
-    assert pd.calls == ["batch_scan_regions"] * 2
-    assert len(cache) == 3
+    assert pd.calls == ["batch_scan_regions"] * 4
+    assert len(cache) == 500
+
+
+async def test_a_single_key_that_is_missing_shares_the_answer_of_others(backoffer: Backoffer) -> None:
+    pd, cache = make()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(cache.group_keys, [b"0005", b"0005"], backoffer)
+
+    assert pd.calls == ["get_region"]
 
 
 async def test_keys_of_known_regions_are_grouped_without_pd(backoffer: Backoffer) -> None:

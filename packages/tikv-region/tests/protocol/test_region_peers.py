@@ -138,3 +138,68 @@ async def test_newer_buckets_of_a_region_already_known_are_learned(backoffer: Ba
     assert cache.insert(pd.map.set_buckets(b"h", [b"m"], 4)) is entry
 
     assert entry.bucket(b"h") == KeyRange(b"g", b"m")
+
+
+@codecs
+async def test_newer_buckets_are_asked_for_once_by_all_who_hear_of_them(codec: KeyCodec, backoffer: Backoffer) -> None:
+    pd, cache = with_buckets(codec)
+    entry = await cache.locate(b"h", backoffer)
+    pd.map.set_buckets(b"g", [b"j", b"l"], 4)
+    pd.calls.clear()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(cache.update_buckets, entry, 4, backoffer)
+
+    assert pd.calls == ["get_region_by_id"]
+    assert cache.find(b"h") is entry
+    assert entry.bucket(b"k") == KeyRange(b"j", b"l")
+
+
+@codecs
+async def test_buckets_that_are_as_new_are_not_asked_for(codec: KeyCodec, backoffer: Backoffer) -> None:
+    pd, cache = with_buckets(codec)
+    entry = await cache.locate(b"h", backoffer)
+    pd.calls.clear()
+
+    await cache.update_buckets(entry, 3, backoffer)
+    await cache.update_buckets(entry, 2, backoffer)
+
+    assert pd.calls == []
+
+
+async def test_buckets_can_be_learned_of_one_region_alone(backoffer: Backoffer) -> None:
+    pd, _ = with_buckets(PlainCodec())
+    cache = RegionCache(pd, PlainCodec(), now=anyio.current_time)
+    entry = await cache.locate(b"h", backoffer)
+
+    await cache.update_buckets(entry, 1, backoffer)
+
+    assert entry.bucket(b"h") == KeyRange(b"g", b"k")
+
+
+@codecs
+async def test_a_split_is_learned_with_the_buckets(codec: KeyCodec, backoffer: Backoffer) -> None:
+    pd, cache = with_buckets(codec)
+    entry = await cache.locate(b"h", backoffer)
+    pd.map.split(b"m")
+    pd.map.set_buckets(b"m", [b"n"], 5)
+
+    await cache.update_buckets(entry, 5, backoffer)
+
+    assert not entry.is_valid()
+    right = cache.find(b"m")
+    assert right is not None
+    assert right.bucket(b"n") == KeyRange(b"n", b"p")
+
+
+@codecs
+async def test_buckets_of_a_region_that_is_gone_change_nothing(codec: KeyCodec, backoffer: Backoffer) -> None:
+    pd, cache = with_buckets(codec)
+    entry = await cache.locate(b"h", backoffer)
+    pd.view = []
+
+    await cache.update_buckets(entry, 4, backoffer)
+
+    assert cache.find(b"h") is entry
+    assert entry.bucket(b"h") == KeyRange(b"g", b"k")

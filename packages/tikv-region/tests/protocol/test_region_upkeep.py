@@ -228,3 +228,26 @@ async def test_a_region_with_a_replica_out_of_reach_is_not_renewed(entry: Region
 
     assert not entry.is_renewable
     assert entry.is_valid()
+
+
+async def test_regions_are_loaded_again_a_page_at_a_time_before_requests_meet_a_split(backoffer: Backoffer) -> None:
+    pd = MapSource(RegionMap([b"b", b"c", b"d"]))
+    config = RegionConfig(scan_page=2, refresh_interval=10, sweep_interval=None, stores_interval=None)
+    cache = RegionCache(pd, pd.map.codec, config=config, now=anyio.current_time)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cache.run)
+        entry = await cache.locate(b"d", backoffer)
+        pd.map.split(b"e")
+        pd.calls.clear()
+
+        await anyio.sleep(11)
+        assert [known.start for known in map(cache.find, (b"a", b"b")) if known is not None] == [b"", b"b"]
+        pd.failures.append(AWAY)
+        await anyio.sleep(20)
+        assert not entry.is_valid()
+        await anyio.sleep(20)
+        tasks.cancel_scope.cancel()
+
+    # Three pages of five Regions, one of them asked for twice, and the first two again.
+    assert pd.calls == ["batch_scan_regions"] * 6
+    assert len(cache) == 5

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
 from hypothesis import given, strategies as st
 from tikv_region import KeyRange, prefix_range
+from tikv_region.ranges import gaps
 
 keys = st.binary(max_size=3)
 ranges = st.builds(KeyRange, keys, keys)
@@ -57,3 +61,43 @@ def test_the_range_of_a_prefix_ends_at_the_next_prefix() -> None:
 @given(st.binary(max_size=4), st.binary(max_size=5))
 def test_the_range_of_a_prefix_holds_what_begins_with_it(prefix: bytes, key: bytes) -> None:
     assert prefix_range(prefix).contains(key) == key.startswith(prefix)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "held", "expected"),
+    [
+        ([], [], []),
+        ([("a", "c")], [], [("a", "c")]),
+        ([("a", "c")], [("a", "c")], []),
+        ([("b", "c")], [("", "")], []),
+        ([("a", "g")], [("b", "c"), ("d", "e")], [("a", "b"), ("c", "d"), ("e", "g")]),
+        ([("", "")], [("", "c"), ("d", "")], [("c", "d")]),
+        ([("", "")], [("b", "c")], [("", "b"), ("c", "")]),
+        ([("a", "b"), ("c", "d"), ("e", "f")], [("", "g")], []),
+        ([("a", "b"), ("c", "d"), ("e", "f")], [("", "c"), ("e", "")], [("c", "d")]),
+        ([("a", "b"), ("f", "")], [("c", "d")], [("a", "b"), ("f", "")]),
+        ([("a", "c"), ("c", "e")], [("b", "d")], [("a", "b"), ("d", "e")]),
+        ([("c", "c")], [], []),
+    ],
+)
+def test_gaps_are_what_nothing_holds(
+    wanted: list[tuple[str, str]], held: list[tuple[str, str]], expected: list[tuple[str, str]]
+) -> None:
+    assert gaps(of(wanted), of(held)) == of(expected)
+
+
+@given(st.lists(keys, unique=True).map(sorted), st.lists(keys, unique=True).map(sorted), keys)
+def test_a_key_is_in_a_gap_exactly_when_it_is_wanted_and_not_held(
+    wanted: list[bytes], held: list[bytes], key: bytes
+) -> None:
+    asked = [KeyRange(start, end) for start, end in pairwise(wanted)][::2]
+    there = [KeyRange(start, end) for start, end in pairwise(held)][::2]
+
+    found = gaps(asked, there)
+
+    is_gap = any(part.contains(key) for part in asked) and not any(part.contains(key) for part in there)
+    assert any(part.contains(key) for part in found) == is_gap
+
+
+def of(bounds: list[tuple[str, str]]) -> list[KeyRange]:
+    return [KeyRange(start.encode(), end.encode()) for start, end in bounds]
