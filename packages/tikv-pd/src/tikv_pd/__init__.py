@@ -67,8 +67,10 @@ from tikv_pd.meta_storage import (
     MetaEntries as MetaEntries,
     MetaStorage as MetaStorage,
 )
+    GlobalConfigChange as GlobalConfigChange,
 from tikv_pd.observer import (
     PdObserver as PdObserver,
+    MetaEvent as MetaEvent,
 )
 from tikv_pd.resource_groups import (
     ResourceGroup as ResourceGroup,
@@ -87,4 +89,7 @@ from tikv_pd.topology import (
     Region as Region,
     RegionEpoch as RegionEpoch,
     Store as Store,
+)
+from tikv_pd.watch import (
+    Watch as Watch,
 )

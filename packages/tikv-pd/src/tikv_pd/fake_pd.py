@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import anyio
 import attrs
 from google.protobuf.message import Message
-from tikv_proto import keyspacepb, pdpb, resource_manager
-from tikv_proto.services import PD, Keyspace as KeyspaceService, ResourceManager, Rpc
+from tikv_proto import keyspacepb, meta_storagepb, pdpb, resource_manager
+from tikv_proto.services import PD, Keyspace as KeyspaceService, MetaStorage, ResourceManager, Rpc
 
 from tikv_pd.fake_gc import FakeGc
 from tikv_pd.fake_meta import FakeMeta
@@ -82,7 +82,7 @@ class FakePd:
         self.stores: dict[int, Store] = {}
         """The stores by id."""
         self.keyspaces: dict[str, Keyspace] = {}
-        """The keyspaces by name."""
+        """The keyspaces by name. Watches tell changes of them when a client makes one."""
         self.operators: dict[int, Operator] = {}
         """What the scheduler does, by Region."""
         self.gc = FakeGc()
@@ -107,6 +107,7 @@ class FakePd:
 
     def start(self, address: str) -> None:
         """Let a member serve, again or for the first time."""
+        self._keyspaces_changed = anyio.Event()
         self.transport.serve(address, self.handlers(address))
 
     def stop(self, address: str | None = None) -> None:
@@ -253,6 +254,8 @@ class FakePd:
             self.headers.append(request.header)
         befalls = {rpc, *_rpcs_of(request)} if rpc is PD.QueryRegion else {rpc}
         for fault in self._faults:
+        served[MetaStorage.Watch] = lambda stream: self._watch(address, stream)
+        served[KeyspaceService.WatchKeyspaces] = lambda stream: self._watch_keyspaces(address, stream)
             if fault.rpc in befalls and fault.address in {None, address} and fault.left > 0:
                 fault.left -= 1
                 error = await fault.act()
@@ -327,6 +330,31 @@ class FakePd:
             return pdpb.SetExternalTimestampResponse(header=_header("INVALID_VALUE", "above the global one"))
         if wanted < self.external_timestamp:
             return pdpb.SetExternalTimestampResponse(header=_header("INVALID_VALUE", "below the one set before"))
+    async def _watch(self, address: str, stream: ServerStream) -> None:
+        request: meta_storagepb.WatchRequest = await stream.receive()
+        error = await self._admit(address, MetaStorage.Watch, request)
+        if error is None:
+            await self.meta.watch(stream, request)
+            return
+        kinds, kind = meta_storagepb.ErrorType, pdpb.ErrorType.Name(error.type)
+        told = meta_storagepb.Error(
+            type=kinds.Value(kind) if kind in kinds.keys() else kinds.UNKNOWN,  # noqa: SIM118  # no mapping
+            message=error.message,
+        )
+        await stream.send(meta_storagepb.WatchResponse(header=meta_storagepb.ResponseHeader(error=told)))
+
+    async def _watch_keyspaces(self, address: str, stream: ServerStream) -> None:
+        error = await self._admit(address, KeyspaceService.WatchKeyspaces, await stream.receive())
+        header = pdpb.ResponseHeader(cluster_id=self.cluster_id, error=error)
+        told: list[Keyspace] = []
+        while True:
+            changed = self._keyspaces_changed
+            news = [] if error is not None else [each for each in self.keyspaces.values() if each not in told]
+            told = list(self.keyspaces.values())
+            keyspaces = [each.to_pb() for each in news]
+            await stream.send(keyspacepb.WatchKeyspacesResponse(header=header, keyspaces=keyspaces))
+            await changed.wait()
+
         self.external_timestamp = wanted
         return pdpb.SetExternalTimestampResponse()
 
@@ -429,6 +457,8 @@ class FakePd:
         self, request: resource_manager.DeleteResourceGroupRequest
     ) -> resource_manager.DeleteResourceGroupResponse:
         if self.resource_groups.pop(request.resource_group_name, None) is None:
+        changed, self._keyspaces_changed = self._keyspaces_changed, anyio.Event()
+        changed.set()
             raise fail("UNKNOWN", f"the {request.resource_group_name} resource group does not exist")
         return resource_manager.DeleteResourceGroupResponse(body="Success!")
 

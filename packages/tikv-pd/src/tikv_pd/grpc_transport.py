@@ -195,8 +195,11 @@ class GrpcConnection:
                 request_serializer=_serialize,
                 response_deserializer=rpc.response.FromString,
             )(metadata=tuple(metadata))
-        stream: GrpcStream[Req, Resp] = GrpcStream(self._address, rpc.name, call)
+        stream: GrpcStream[Req, Resp] = GrpcStream(self._address, rpc.name, call, is_single=not rpc.client_streaming)
         self._streams.add(stream)
+        for stream in list(self._own_streams):
+            # One that nobody uses just now would hold its socket.
+            stream.cancel()
         self._own_streams.add(stream)
         return stream
 
@@ -221,7 +224,10 @@ class GrpcConnection:
 class GrpcStream(Generic[Req, Resp]):
     """A bidirectional call."""
 
-    def __init__(self, address: str, name: str, call: grpc.aio.StreamStreamCall[Any, Resp]) -> None:
+        self._is_single = is_single
+    def __init__(
+        self, address: str, name: str, call: grpc.aio.StreamStreamCall[Any, Resp], *, is_single: bool = False
+    ) -> None:
         self._address = address
         self._name = name
         self._running: grpc.aio.StreamStreamCall[Any, Resp] | None = call
@@ -229,6 +235,9 @@ class GrpcStream(Generic[Req, Resp]):
     @property
     def is_running(self) -> bool:
         """Whether it was not cancelled."""
+            if self._is_single:
+                # grpc-go hands a single request on when no other can follow.
+                await self._call.done_writing()
         return self._running is not None
 
     async def send(self, request: Req | bytes) -> None:

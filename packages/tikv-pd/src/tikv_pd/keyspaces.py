@@ -9,8 +9,27 @@ from tikv_proto import keyspacepb, services
 from tikv_pd._calls import Calls
 from tikv_pd.errors import ConfigError, EntryNotFound, KeyspaceNotFound
 from tikv_pd.topology import Keyspace
+from tikv_pd.watch import Watch
 
 _IDS: Final = range(1 << 24)
+
+
+class _Changes:
+    """The feed of keyspaces. PD numbers no revisions of them: each stream begins with all there are."""
+
+    rpc = services.Keyspace.WatchKeyspaces
+    """WatchKeyspaces."""
+
+    async def begin(self) -> None:
+        """Return at once: PD tells everything from the beginning."""
+
+    def request(self) -> keyspacepb.WatchKeyspacesRequest:
+        """Return the request."""
+        return keyspacepb.WatchKeyspacesRequest()
+
+    def take(self, answer: keyspacepb.WatchKeyspacesResponse) -> list[Keyspace]:
+        """Return the keyspaces."""
+        return [Keyspace.from_pb(keyspace) for keyspace in answer.keyspaces]
 
 
 class Keyspaces:
@@ -86,6 +105,23 @@ class Keyspaces:
         except EntryNotFound as error:
             raise KeyspaceNotFound(str(keyspace_id), error.message) from error
         return Keyspace.from_pb(answer.keyspace)
+
+    def watch(self) -> Watch[Keyspace]:
+        """Return a watch of the keyspaces: all there are, then each one that is made or changed, as it is since.
+
+        After the stream broke or the leader moved all of them are told again, since PD numbers no revisions of them:
+        what matters is the state a keyspace is in, not how often that is told. Watches of MetaStorage have revisions.
+
+        Source: keyspacepb.Keyspace.WatchKeyspaces, which PD serves though its Go client does not use it.
+        """
+        return Watch(self._calls, _Changes())
+
+
+def enabled(keyspace: Keyspace) -> Keyspace:
+    """Return the keyspace if it is enabled; raise KeyspaceNotFound otherwise."""
+    if keyspace.state != "ENABLED":
+        raise KeyspaceNotFound(keyspace.name, f"it is {keyspace.state}")
+    return keyspace
 
 
 def _id(keyspace_id: int) -> int:

@@ -95,7 +95,10 @@ class Connection(Protocol):
         ...
 
     def stream(self, rpc: Rpc[Req, Resp], *, metadata: Metadata = ()) -> Stream[Req, Resp]:
-        """Open a bidirectional stream; a failure to connect shows when it is used."""
+        """Open a stream; a failure to connect shows when it is used.
+
+        An RPC that takes a single request is sent one, and nothing after it.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -1,0 +1,117 @@
+"""What PD tells over streams, against the embedded cluster: leaders move and members die under them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from tikv_embedded import EmbeddedCluster
+from tikv_pd import DataCompacted, MetaEvent, PdClient, PdConfig, Watch
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[EmbeddedCluster]:
+    async with EmbeddedCluster(stores=1, pd_members=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def pd(cluster: EmbeddedCluster) -> AsyncIterator[PdClient]:
+    async with PdClient(cluster.url, config=PdConfig(member_interval=0.2)) as pd:
+        yield pd
+
+
+async def take(watch: Watch[MetaEvent], count: int) -> list[bytes | None]:
+    with anyio.fail_after(20):
+        return [(await anext(watch)).value for _ in range(count)]
+
+
+async def test_a_watch_tells_each_change_once_in_order_while_leaders_move_and_members_die(
+    cluster: EmbeddedCluster, pd: PdClient
+) -> None:
+    written = [b"%d" % number for number in range(60)]
+
+    async def write() -> None:
+        for number, value in enumerate(written):
+            if number % 10 == 5:
+                cluster.transfer_pd_leader(number // 10 % 3)
+            await pd.meta.put(b"k", value)
+
+    async with pd.meta.watch(b"k") as watch, anyio.create_task_group() as tasks:
+        tasks.start_soon(write)
+        told = await take(watch, len(written))
+
+    assert told == written
+
+
+async def test_a_watch_goes_on_after_the_member_it_read_from_died(cluster: EmbeddedCluster, pd: PdClient) -> None:
+    async with pd.meta.watch_prefix(b"k/", prev_kv=True) as watch:
+        await pd.meta.put(b"k/1", b"1")
+        told = await take(watch, 1)
+        dead = cluster.pd_addresses.index(pd.leader)
+        await cluster.stop_pd_member(dead)
+        await pd.meta.put(b"k/2", b"2")
+        await cluster.start_pd_member(dead)
+        await pd.meta.delete(b"k/1")
+        told += await take(watch, 2)
+
+    assert told == [b"1", b"2", None]
+
+
+async def test_a_watch_from_a_revision_that_is_gone_says_so(cluster: EmbeddedCluster, pd: PdClient) -> None:
+    first = await pd.meta.put(b"k", b"1")
+    await pd.meta.put(b"k", b"2")
+    cluster.pd.compact()
+
+    async with pd.meta.watch(b"k", revision=first) as watch:
+        with pytest.raises(DataCompacted):
+            await anext(watch)
+
+
+async def test_a_watch_that_was_cancelled_goes_on_where_it_was(pd: PdClient) -> None:
+    async with pd.meta.watch(b"k") as watch:
+        with anyio.move_on_after(0.05) as scope:
+            await anext(watch)
+        await pd.meta.put(b"k", b"1")
+        await pd.meta.put(b"k", b"2")
+
+        assert scope.cancelled_caught
+        assert await take(watch, 2) == [b"1", b"2"]
+
+
+async def test_configuration_is_watched(pd: PdClient) -> None:
+    async with pd.global_config.watch() as watch:
+        await pd.global_config.store({"a": b"1", "b": b"2"})
+        await pd.global_config.store({"a": None})
+        with anyio.fail_after(20):
+            told = [await anext(watch) for _ in range(3)]
+
+    assert [(change.name, change.value) for change in told] == [("a", b"1"), ("b", b"2"), ("a", None)]
+
+
+async def test_keyspaces_are_watched() -> None:
+    async with (
+        EmbeddedCluster(stores=1, api_version="v2", keyspaces=["orders"]) as cluster,
+        PdClient(cluster.url) as pd,
+        pd.keyspaces.watch() as watch,
+    ):
+        with anyio.fail_after(20):
+            first = [await anext(watch), await anext(watch)]
+            orders = next(each for each in first if each.name == "orders")
+            await pd.keyspaces.update_state(orders.id, "DISABLED")
+            changed = await anext(watch)
+
+    assert (changed.name, changed.state) == ("orders", "DISABLED")
+
+
+async def test_the_streams_of_watches_end_with_the_client(cluster: EmbeddedCluster) -> None:
+    async with PdClient(cluster.url) as pd:
+        watches = [pd.meta.watch(b"%d" % number) for number in range(3)]
+        for watch in watches:
+            with anyio.move_on_after(0.02):
+                await anext(watch)
+        idle = pd.meta.watch(b"idle")
+        await idle.__aenter__()
+        await pd.meta.put(b"idle", b"1")
+        await anext(idle)
