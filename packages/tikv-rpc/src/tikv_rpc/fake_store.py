@@ -15,7 +15,8 @@ from tikv_pd import PdClient, Peer, RegionEpoch
 from tikv_pd.errors import RpcError
 from tikv_pd.testing import FakePd, Handlers, MemoryTransport, ServerStream, StreamHandler, UnaryHandler, fail
 from tikv_proto import errorpb, kvrpcpb, tikvpb
-from tikv_proto.services import Rpc, Tikv, all_rpcs
+from tikv_proto.healthpb import HealthCheckResponse
+from tikv_proto.services import Health, Rpc, Tikv, all_rpcs
 from tikv_region import KeyCodec, RegionCache, RegionConfig
 from tikv_region.testing import RegionMap
 
@@ -65,7 +66,7 @@ class _Script:
 class FakeStore:
     """One store of a `FakeCluster`, serving. Scripts apply to one request each, in the order they were given.
 
-    `rpc` of the methods below says which requests are meant; None means any.
+    `rpc` of the methods below says which requests are meant; None means any but health checks, `Health.Check`.
     """
 
     def __init__(self, cluster: FakeCluster, store_id: int, address: str) -> None:
@@ -75,6 +76,11 @@ class FakeStore:
         """Where it serves; `FakeCluster.move_store` changes it."""
         self.batch_sizes: list[int] = []
         """How many requests each BatchCommands message brought."""
+        self.serving_status: HealthCheckResponse.ServingStatus.ValueType = HealthCheckResponse.SERVING
+        """What its health service says."""
+        self.slow_score = 1
+        """How slow it believes to be, from 1 to 100."""
+        self._reports = 0
         self._cluster = cluster
         self._scripts: list[_Script] = []
         self.start()
@@ -82,6 +88,7 @@ class FakeStore:
     def start(self) -> None:
         """Serve, again or for the first time."""
         unary: dict[AnyRpc, UnaryHandler] = {rpc: self._unary(rpc) for rpc in _UNARY}
+        unary[Health.Check] = self._unary(Health.Check)
         streams: dict[AnyRpc, StreamHandler] = {Tikv.BatchCommands: self._batch_commands}
         handlers: Handlers = {**unary, **streams}
         self._cluster.transport.serve(self.address, handlers)
@@ -159,16 +166,28 @@ class FakeStore:
         """Return the response, None when nobody serves the RPC."""
         self._cluster.log.append(Received(self.id, rpc, request, batched))
 
-        async def serve() -> Message:
-            return await self._cluster.answer(self, rpc, request)
+        report = _HEALTH.get(rpc) if rpc not in self._cluster.handlers else None
 
-        script = next((script for script in self._scripts if script.rpc in {None, rpc}), None)
+        async def serve() -> Message:
+            return await self._cluster.answer(self, rpc, request) if report is None else report(self)
+
+        meant = {rpc} if rpc is Health.Check else {None, rpc}
+        script = next((script for script in self._scripts if script.rpc in meant), None)
         if script is None:
-            return await serve() if self._cluster.serves(rpc) else None
+            return await serve() if report is not None or self._cluster.serves(rpc) else None
         script.left -= 1
         if script.left <= 0:
             self._scripts.remove(script)
         return await script.act(request, serve)
+
+    def health_check(self) -> HealthCheckResponse:
+        """Return the answer to a health check."""
+        return HealthCheckResponse(status=self.serving_status)
+
+    def health_feedback(self) -> kvrpcpb.HealthFeedback:
+        """Return another report of its health."""
+        self._reports += 1
+        return kvrpcpb.HealthFeedback(store_id=self.id, feedback_seq_no=self._reports, slow_score=self.slow_score)
 
     def _unary(self, rpc: AnyRpc) -> UnaryHandler:
         async def handle(request: Any) -> Message:
@@ -204,6 +223,12 @@ class FakeStore:
                 for number, command in zip(message.request_ids, message.requests, strict=True):
                     tasks.start_soon(answer, number, command)
         raise failures[0]
+
+
+_HEALTH: Final[dict[AnyRpc, Callable[[FakeStore], Message]]] = {
+    Health.Check: FakeStore.health_check,
+    Tikv.GetHealthFeedback: lambda store: kvrpcpb.GetHealthFeedbackResponse(health_feedback=store.health_feedback()),
+}
 
 
 class FakeCluster:
