@@ -12,9 +12,6 @@ from tikv_pd.backoff import (
     BackoffKind as BackoffKind,
     Jitter as Jitter,
 )
-from tikv_pd.channel import (
-    ChannelConfig as ChannelConfig,
-)
 from tikv_pd.client import (
     PdClient as PdClient,
 )
@@ -66,14 +63,14 @@ from tikv_pd.keyspaces import (
 )
 from tikv_pd.meta_storage import (
     GlobalConfig as GlobalConfig,
+    GlobalConfigChange as GlobalConfigChange,
     GlobalConfigs as GlobalConfigs,
     MetaEntries as MetaEntries,
+    MetaEvent as MetaEvent,
     MetaStorage as MetaStorage,
 )
-    GlobalConfigChange as GlobalConfigChange,
 from tikv_pd.observer import (
     PdObserver as PdObserver,
-    MetaEvent as MetaEvent,
 )
 from tikv_pd.resource_groups import (
     ResourceGroup as ResourceGroup,

@@ -102,12 +102,12 @@ class FakePd:
         self.headers: list[pdpb.RequestHeader] = []
         """Header of each request, GetMembers excluded, refused ones too."""
         self._faults: list[_Fault] = []
+        self._keyspaces_changed = anyio.Event()
         for address in self.members:
             self.start(address)
 
     def start(self, address: str) -> None:
         """Let a member serve, again or for the first time."""
-        self._keyspaces_changed = anyio.Event()
         self.transport.serve(address, self.handlers(address))
 
     def stop(self, address: str | None = None) -> None:
@@ -231,6 +231,8 @@ class FakePd:
         served[PD.GetMembers] = self._unary(address, PD.GetMembers, self._get_members)
         served[PD.Tso] = lambda stream: self._tso(address, stream)
         served[PD.QueryRegion] = lambda stream: self._query_regions(address, stream)
+        served[MetaStorage.Watch] = lambda stream: self._watch(address, stream)
+        served[KeyspaceService.WatchKeyspaces] = lambda stream: self._watch_keyspaces(address, stream)
         return served
 
     def _unary(self, address: str, rpc: AnyRpc, answer: Answer) -> UnaryHandler:
@@ -254,8 +256,6 @@ class FakePd:
             self.headers.append(request.header)
         befalls = {rpc, *_rpcs_of(request)} if rpc is PD.QueryRegion else {rpc}
         for fault in self._faults:
-        served[MetaStorage.Watch] = lambda stream: self._watch(address, stream)
-        served[KeyspaceService.WatchKeyspaces] = lambda stream: self._watch_keyspaces(address, stream)
             if fault.rpc in befalls and fault.address in {None, address} and fault.left > 0:
                 fault.left -= 1
                 error = await fault.act()
@@ -316,20 +316,6 @@ class FakePd:
                 )
             )
 
-    def _get_members(self, _request: pdpb.GetMembersRequest) -> pdpb.GetMembersResponse:
-        members = {
-            address: pdpb.Member(name=address, member_id=number, client_urls=[f"http://{address}"])
-            for number, address in enumerate(self.members, start=1)
-        }
-        leader = members.get(self.leader) if self.leader is not None else None
-        return pdpb.GetMembersResponse(members=list(members.values()), leader=leader)
-
-    def _set_external_timestamp(self, request: pdpb.SetExternalTimestampRequest) -> pdpb.SetExternalTimestampResponse:
-        wanted = Timestamp.from_ts(request.timestamp)
-        if wanted > self.timestamp:
-            return pdpb.SetExternalTimestampResponse(header=_header("INVALID_VALUE", "above the global one"))
-        if wanted < self.external_timestamp:
-            return pdpb.SetExternalTimestampResponse(header=_header("INVALID_VALUE", "below the one set before"))
     async def _watch(self, address: str, stream: ServerStream) -> None:
         request: meta_storagepb.WatchRequest = await stream.receive()
         error = await self._admit(address, MetaStorage.Watch, request)
@@ -355,6 +341,20 @@ class FakePd:
             await stream.send(keyspacepb.WatchKeyspacesResponse(header=header, keyspaces=keyspaces))
             await changed.wait()
 
+    def _get_members(self, _request: pdpb.GetMembersRequest) -> pdpb.GetMembersResponse:
+        members = {
+            address: pdpb.Member(name=address, member_id=number, client_urls=[f"http://{address}"])
+            for number, address in enumerate(self.members, start=1)
+        }
+        leader = members.get(self.leader) if self.leader is not None else None
+        return pdpb.GetMembersResponse(members=list(members.values()), leader=leader)
+
+    def _set_external_timestamp(self, request: pdpb.SetExternalTimestampRequest) -> pdpb.SetExternalTimestampResponse:
+        wanted = Timestamp.from_ts(request.timestamp)
+        if wanted > self.timestamp:
+            return pdpb.SetExternalTimestampResponse(header=_header("INVALID_VALUE", "above the global one"))
+        if wanted < self.external_timestamp:
+            return pdpb.SetExternalTimestampResponse(header=_header("INVALID_VALUE", "below the one set before"))
         self.external_timestamp = wanted
         return pdpb.SetExternalTimestampResponse()
 
@@ -438,6 +438,8 @@ class FakePd:
         if state not in _KEYSPACE_STEPS[keyspace.state]:
             return keyspacepb.UpdateKeyspaceStateResponse(header=_header("UNKNOWN", "cannot change keyspace state"))
         self.keyspaces[keyspace.name] = keyspace = attrs.evolve(keyspace, state=state)
+        changed, self._keyspaces_changed = self._keyspaces_changed, anyio.Event()
+        changed.set()
         return keyspacepb.UpdateKeyspaceStateResponse(keyspace=keyspace.to_pb())
 
     def _put_resource_group(
@@ -457,8 +459,6 @@ class FakePd:
         self, request: resource_manager.DeleteResourceGroupRequest
     ) -> resource_manager.DeleteResourceGroupResponse:
         if self.resource_groups.pop(request.resource_group_name, None) is None:
-        changed, self._keyspaces_changed = self._keyspaces_changed, anyio.Event()
-        changed.set()
             raise fail("UNKNOWN", f"the {request.resource_group_name} resource group does not exist")
         return resource_manager.DeleteResourceGroupResponse(body="Success!")
 
