@@ -12,6 +12,9 @@ from tikv_pd.backoff import (
     BackoffKind as BackoffKind,
     Jitter as Jitter,
 )
+from tikv_pd.channel import (
+    ChannelConfig as ChannelConfig,
+)
 from tikv_pd.client import (
     PdClient as PdClient,
 )

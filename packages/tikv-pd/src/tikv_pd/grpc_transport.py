@@ -23,23 +23,10 @@ from google.protobuf.message import Message
 from tikv_proto.services import Rpc
 
 from tikv_pd._tls import MaterialOnDisk
+from tikv_pd.channel import ChannelConfig, channel_arguments
 from tikv_pd.config import SecurityConfig
 from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import Metadata, Req, Resp, Waiter
-
-_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    # TiKV answers with whatever the request asks for; limits belong to requests, not to frames.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # Source: client-go config/client.go and internal/client/conn_pool.go.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    # In spite of its name, the time one attempt to connect may take: a distant server needs several round trips.
-    ("grpc.min_reconnect_backoff_ms", 5_000),
-    ("grpc.max_reconnect_backoff_ms", 3_000),
-)
-
 
 _SETTLED: Final = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.SHUTDOWN)
 """A connected channel needs no handshake, a closed one gets none."""
@@ -51,18 +38,21 @@ class GrpcTransport:
     Args:
         security: TLS material; None for plain text. Its files are read again for each new connection, and when one
             is used that is not connected: replace them by renaming, and no restart is needed.
+        config: Options of each connection; None for the defaults.
 
     Raises:
         ConfigError: the TLS material cannot be used.
     """
 
-    def __init__(self, security: SecurityConfig | None = None) -> None:
+    def __init__(self, security: SecurityConfig | None = None, config: ChannelConfig | None = None) -> None:
+        self._config = config or ChannelConfig()
         self._material = MaterialOnDisk(security) if security is not None else None
         self._streams: WeakSet[GrpcStream[Any, Any]] = WeakSet()
 
     def connect(self, address: str, *, channel: int = 0) -> GrpcConnection:
         """Return a connection to `address`. Nothing is dialed before its first use."""
-        return GrpcConnection(address, channel, self._material, self._streams)
+        del channel
+        return GrpcConnection(address, self._config, self._material, self._streams)
 
     def now(self) -> float:
         """Return the clock that asyncio's timers follow."""
@@ -94,13 +84,17 @@ class GrpcConnection:
     """One channel at a time. Callables are made once per RPC: making one costs more than using it."""
 
     def __init__(
-        self, address: str, number: int, material: MaterialOnDisk | None, streams: WeakSet[GrpcStream[Any, Any]]
+        self,
+        address: str,
+        config: ChannelConfig,
+        material: MaterialOnDisk | None,
+        streams: WeakSet[GrpcStream[Any, Any]],
     ) -> None:
         self._address = address
         self._streams = streams
         self._own_streams: WeakSet[GrpcStream[Any, Any]] = WeakSet()
-        # gRPC merges channels with equal arguments into one socket; the extra argument keeps them apart.
-        self._options: list[tuple[str, Any]] = [*_OPTIONS, ("tikv.channel", number)]
+        self._options: list[tuple[str, Any]] = list(channel_arguments(config))
+        self._compression = grpc.Compression.Gzip if config.compression == "gzip" else None
         self._on_disk = material
         self._material = material.current() if material is not None else None
         self._channel = self._dial()
@@ -115,12 +109,12 @@ class GrpcConnection:
 
     def _dial(self) -> grpc.aio.Channel:
         if self._on_disk is None or self._material is None:
-            return grpc.aio.insecure_channel(self._address, options=self._options)
+            return grpc.aio.insecure_channel(self._address, options=self._options, compression=self._compression)
         options, name = self._options, self._on_disk.security.server_name
         if name is not None:
             options = [*options, ("grpc.ssl_target_name_override", name)]
         credentials = grpc.ssl_channel_credentials(self._material.ca, self._material.key, self._material.cert)
-        return grpc.aio.secure_channel(self._address, credentials, options=options)
+        return grpc.aio.secure_channel(self._address, credentials, options=options, compression=self._compression)
 
     def _follow_rotation(self) -> None:
         """Change over to a new channel if this one is not connected and there is newer TLS material."""
