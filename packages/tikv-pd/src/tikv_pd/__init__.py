@@ -23,6 +23,7 @@ from tikv_pd.config import (
     BreakerConfig as BreakerConfig,
     ClusterAddress as ClusterAddress,
     HostMapping as HostMapping,
+    KeyspaceRef as KeyspaceRef,
     PdConfig as PdConfig,
     SecurityConfig as SecurityConfig,
     parse_address as parse_address,

@@ -15,6 +15,8 @@ import anyio
 import attrs
 from tikv_proto import pdpb, services
 
+from tikv_pd._connections import Connections
+from tikv_pd._pursuit import end_of_attempts
 from tikv_pd.backoff import PD_RPC, Backoffer
 from tikv_pd.config import PdConfig, strip_scheme
 from tikv_pd.deadline import Deadline
@@ -173,8 +175,7 @@ class Members:
         self._transport = transport
         self._config = config
         self._tls = tls
-        self._connections: dict[str, Connection] = {}
-        self._is_closed = False
+        self._connections = Connections(transport)
         self._suspect = ""
         self._wanted = anyio.Event()
         self._done = anyio.Event()
@@ -183,7 +184,7 @@ class Members:
     @property
     def leader(self) -> str:
         """Address of the leader; raises ClosedError after `aclose`."""
-        self._check_open()
+        self._connections.check_open()
         return self.known.leader
 
     def url(self, address: str) -> str:
@@ -192,20 +193,19 @@ class Members:
 
     def connection(self, address: str) -> Connection:
         """Return the connection to an address, made when first asked for."""
-        self._check_open()
-        connection = self._connections.get(address)
-        if connection is None:
-            connection = self._connections[address] = self._transport.connect(address)
-        return connection
+        return self._connections.to(address)
 
-    async def discover(self) -> None:
+    def verdict(self, _address: str, error: TikvError, *, is_confirmed: bool) -> TikvError | None:
+        """Return what to raise because of a failure at the leader; None when another attempt may help."""
+        return end_of_attempts(error, is_confirmed=is_confirmed)
+
+    async def discover(self, deadline: Deadline) -> None:
         """Learn about the members for the first time.
 
         Raises:
-            PdUnavailable: no leader was found within the time to open.
+            PdUnavailable: no leader was found in time.
             ClusterMismatch: the addresses belong to different clusters.
         """
-        deadline = Deadline("opening PdClient", self._config.open_timeout, self._transport.now)
         backoffer = Backoffer(deadline, budget=math.inf)
         while True:
             search = await self._search(Search(self.known, is_thorough=True), deadline)
@@ -252,10 +252,7 @@ class Members:
 
     async def aclose(self) -> None:
         """Close every connection; using the members raises ClosedError from now on."""
-        self._is_closed = True
-        while self._connections:
-            _, connection = self._connections.popitem()
-            await connection.aclose()
+        await self._connections.aclose()
 
     async def _search(self, search: Search, deadline: Deadline) -> Search:
         while (address := search.next()) is not None and (left := deadline.remaining()) > 0:
@@ -269,22 +266,11 @@ class Members:
                 search = search.answered(address, answer, tls=self._tls)
         self.known = search.known
         if search.named:
-            await self._close_strangers()
+            await self._connections.keep({*self.known.members, self.known.leader})
         return search
-
-    async def _close_strangers(self) -> None:
-        """Close connections to those that are no members, or not any more."""
-        kept = {*self.known.members, self.known.leader}
-        for address in [address for address in self._connections if address not in kept]:
-            with anyio.CancelScope(shield=True):
-                await self._connections.pop(address).aclose()
 
     def _finish_round(self, outcome: TikvError | None) -> None:
         self._outcome, self._suspect = outcome, ""
         self._wanted = anyio.Event()
         done, self._done = self._done, anyio.Event()
         done.set()
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ClosedError("PdClient")

@@ -15,6 +15,7 @@ from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
 from tikv_pd._calls import Calls
+from tikv_pd._members import Members
 from tikv_pd._shared_stream import SharedStream
 from tikv_pd.errors import ConfigError, PdError
 from tikv_pd.topology import Region
@@ -57,12 +58,21 @@ Query: TypeAlias = ByKey | ByPrevKey | ById
 
 
 class Directory:
-    """The exchange of Region queries."""
+    """The exchange of Region queries.
 
-    @property
-    def rpc(self) -> Rpc[pdpb.QueryRegionRequest, pdpb.QueryRegionResponse]:
-        """QueryRegion."""
-        return services.PD.QueryRegion
+    Args:
+        members: Which cluster it is.
+    """
+
+    name = services.PD.QueryRegion.name
+    """QueryRegion."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+
+    def begin(self, _address: str) -> tuple[Rpc[pdpb.QueryRegionRequest, pdpb.QueryRegionResponse], pdpb.RequestHeader]:
+        """Return PD's RPC."""
+        return services.PD.QueryRegion, pdpb.RequestHeader(cluster_id=self._members.known.cluster_id)
 
     def ask(
         self, questions: Sequence[Query], header: pdpb.RequestHeader
@@ -103,7 +113,7 @@ class RegionQueries:
         self._calls = calls
         # The server answers one message at a time; what comes meanwhile gathers.
         self._stream: SharedStream[Query, Region | None] = SharedStream(
-            Directory(), calls.members, calls.transport, calls.config, max_batch=MAX_BATCH, in_flight=1
+            Directory(calls.members), calls.members, calls.transport, calls.config, max_batch=MAX_BATCH, in_flight=1
         )
         self._has_stream = True
 

@@ -1,8 +1,8 @@
-"""One bidirectional stream to PD's leader, shared by everybody who asks the same kind of question.
+"""One bidirectional stream to who is in charge, shared by everybody who asks the same kind of question.
 
 Callers wait in a queue. A sender takes all of them at once and asks in one message; a receiver matches answers to
 batches in order and hands them out. When the stream breaks, those still waiting go back to the front of the queue and
-are served by the next stream, at the leader of that moment: a caller sees a failure only when its own time is up, or
+are served by the next stream, at who is in charge then: a caller sees a failure only when its own time is up, or
 when no attempt could ever help. One task ends the calls whose time is up; it sleeps until the earliest deadline, and
 calls that end in time cost it nothing.
 """
@@ -18,11 +18,10 @@ from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 import anyio
 import attrs
 from google.protobuf.message import Message
-from tikv_proto import pdpb
 from tikv_proto.services import Rpc
 
-from tikv_pd._members import Members, header_error
-from tikv_pd._pursuit import Pursuit
+from tikv_pd._members import header_error
+from tikv_pd._pursuit import Pursuit, Route
 from tikv_pd.backoff import PD_TSO, Backoffer
 from tikv_pd.config import PdConfig
 from tikv_pd.deadline import Deadline
@@ -45,14 +44,18 @@ class Exchange(Protocol[Question_contra, Answer_co]):
     """What messages of a stream say: the part that differs from stream to stream."""
 
     @property
-    def rpc(self) -> Rpc[Any, Any]:
-        """The stream's RPC; its messages have headers."""
+    def name(self) -> str:
+        """Name of the RPC."""
+        ...
+
+    def begin(self, address: str) -> tuple[Rpc[Any, Any], Any]:
+        """Return the RPC to call at an address, and the header of its requests; the answers have headers too."""
         ...
 
     def ask(
-        self, questions: Sequence[Question_contra], header: pdpb.RequestHeader
+        self, questions: Sequence[Question_contra], header: Any
     ) -> tuple[Message, Callable[[Any], Sequence[Answer_co]]]:
-        """Return a message that asks all of them, and what makes the answers, in their order, of PD's message.
+        """Return a message that asks all of them, and what makes the answers, in their order, of what comes back.
 
         The latter raises ValueError when that message does not fit, TikvError when it is an answer nobody can use.
         """
@@ -73,7 +76,7 @@ class SharedStream(Generic[Question, Answer]):
 
     Args:
         exchange: What the messages say.
-        members: Who leads.
+        route: Who is in charge.
         transport: The clock and the waiters.
         config: How patient to be.
         max_batch: Questions in one message at most.
@@ -83,7 +86,7 @@ class SharedStream(Generic[Question, Answer]):
     def __init__(
         self,
         exchange: Exchange[Question, Answer],
-        members: Members,
+        route: Route,
         transport: Transport,
         config: PdConfig,
         *,
@@ -91,7 +94,7 @@ class SharedStream(Generic[Question, Answer]):
         in_flight: int,
     ) -> None:
         self._exchange = exchange
-        self._members = members
+        self._route = route
         self._transport = transport
         self._now = transport.now
         self._config = config
@@ -143,7 +146,7 @@ class SharedStream(Generic[Question, Answer]):
                 while True:
                     while not self._waiting:
                         await self._sleep()
-                    address = self._members.leader
+                    address = self._route.leader
                     error = await self._serve(address)
                     self._take_back()
                     if error is not None:
@@ -156,18 +159,18 @@ class SharedStream(Generic[Question, Answer]):
             self._end_all(ClosedError("PdClient"))
 
     def _new_pursuit(self) -> Pursuit:
-        forever = Deadline(self._exchange.rpc.name, math.inf, self._transport.now)
-        return Pursuit(self._members, Backoffer(forever, budget=math.inf), PD_TSO)
+        forever = Deadline(self._exchange.name, math.inf, self._transport.now)
+        return Pursuit(self._route, Backoffer(forever, budget=math.inf), PD_TSO)
 
     async def _serve(self, address: str) -> TikvError | None:
-        """Run one stream until it fails; return why, None when the leader moved."""
-        rpc = self._exchange.rpc
-        stream = self._members.connection(address).stream(rpc)
+        """Run one stream until it fails; return why, None when somebody else is in charge."""
+        rpc, header = self._exchange.begin(address)
+        stream = self._route.connection(address).stream(rpc)
         ends: list[TikvError | None] = []
 
-        async def run_half(half: Callable[[str, Stream[Any, Any]], Awaitable[None]]) -> None:
+        async def run_half(half: Callable[..., Awaitable[None]], *args: Any) -> None:
             try:
-                await half(address, stream)
+                await half(address, stream, *args)
             except TikvError as error:
                 ends.append(error)
             else:
@@ -178,7 +181,7 @@ class SharedStream(Generic[Question, Answer]):
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
                 tasks.start_soon(run_half, self._receive)
-                tasks.start_soon(run_half, self._send)
+                tasks.start_soon(run_half, self._send, header)
         finally:
             stream.cancel()
         if not ends:
@@ -186,9 +189,8 @@ class SharedStream(Generic[Question, Answer]):
             return RpcError(address, rpc.name, "DEADLINE_EXCEEDED", f"no answer within {timeout:g} s")
         return ends[0]
 
-    async def _send(self, address: str, stream: Stream[Any, Any]) -> None:
-        header = pdpb.RequestHeader(cluster_id=self._members.known.cluster_id)
-        while self._members.leader == address:
+    async def _send(self, address: str, stream: Stream[Any, Any], header: Any) -> None:
+        while self._route.leader == address:
             if not self._waiting or len(self._in_flight) >= self._max_in_flight:
                 await self._sleep()
                 continue
@@ -201,7 +203,7 @@ class SharedStream(Generic[Question, Answer]):
                 await stream.send(message)
 
     async def _receive(self, address: str, stream: Stream[Any, Any]) -> None:
-        name = self._exchange.rpc.name
+        name = self._exchange.name
         while True:
             answer = await stream.receive()
             if answer.header.HasField("error"):

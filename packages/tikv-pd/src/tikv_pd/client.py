@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,14 +14,17 @@ from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
 from tikv_pd._calls import Calls
+from tikv_pd._connections import Connections
 from tikv_pd._members import Members
 from tikv_pd._oracle import Oracle
 from tikv_pd._region_queries import ById, ByKey, ByPrevKey, Query, RegionQueries, key_ranges
+from tikv_pd._tso_source import NO_KEYSPACE, TsoSource
 from tikv_pd.breaker import CircuitBreaker
-from tikv_pd.config import Address, PdConfig, SecurityConfig, parse_address
-from tikv_pd.errors import ClosedError, ConfigError, KeyspaceNotFound, PdError, UnknownRegion
+from tikv_pd.config import Address, KeyspaceRef, PdConfig, SecurityConfig, parse_address, parse_keyspace
+from tikv_pd.deadline import Deadline
+from tikv_pd.errors import ClosedError, ConfigError, PdError, UnknownRegion
 from tikv_pd.gc import Gc
-from tikv_pd.keyspaces import Keyspaces
+from tikv_pd.keyspaces import Keyspaces, enabled
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
 from tikv_pd.meta_storage import GlobalConfigs, MetaStorage
 from tikv_pd.observer import ObservedTransport, PdObserver
@@ -48,7 +51,7 @@ class _Session:
     meta: MetaStorage
     global_config: GlobalConfigs
     resource_groups: ResourceGroups
-    tasks: BackgroundTasks
+    keyspace: Keyspace | None
 
 
 class PdClient:
@@ -61,14 +64,17 @@ class PdClient:
     Keys are as PD holds them: plain for raw API V1, memcomparable-encoded otherwise.
 
     Args:
-        address: `tikv://host:port[,host:port]`, `host:port`, or several of them; any living member will do.
+        address: `tikv://host:port[,host:port]`, `host:port`, or several of them; any living member will do. A URL may
+            name a keyspace: `tikv://host:port?keyspaceName=users`.
+        keyspace: Name or id of the keyspace whose client this is, which timestamps may depend on where PD runs as
+            microservices; None when it is in none.
         config: How patient to be.
         security: TLS material; plain text without.
         transport: What to reach PD through, gRPC by default.
         observer: Whom to report each RPC to, for metrics.
 
     Raises:
-        ConfigError: the address or the TLS material cannot be used.
+        ConfigError: the address, the keyspace or the TLS material cannot be used.
 
     Every operation may raise:
         DeadlineExceeded: its time is up; `__cause__` is the last failure.
@@ -86,12 +92,15 @@ class PdClient:
         self,
         address: Address,
         *,
+        keyspace: KeyspaceRef | None = None,
         config: PdConfig | None = None,
         security: SecurityConfig | None = None,
         transport: Transport | None = None,
         observer: PdObserver | None = None,
     ) -> None:
-        self._seeds = parse_address(address).endpoints
+        parsed = parse_address(address)
+        self._seeds = parsed.endpoints
+        self._keyspace = parse_keyspace(keyspace, parsed)
         self._config = config if config is not None else PdConfig()
         self._security = security
         self._transport = transport
@@ -99,14 +108,16 @@ class PdClient:
         settings = self._config.region_breaker
         self._region_breaker = CircuitBreaker(settings) if settings is not None else None
         self._session: _Session | None = None
+        self._stack = AsyncExitStack()
         self._was_opened = False
 
     async def __aenter__(self) -> Self:
-        """Find the leader.
+        """Find the leader, and the keyspace if there is one.
 
         Raises:
             PdUnavailable: no member answered within `PdConfig.open_timeout`, or none of the addresses is a PD.
             ClusterMismatch: the addresses belong to different clusters.
+            KeyspaceNotFound: there is no such enabled keyspace.
             ClosedError: the client was opened before.
         """
         if self._was_opened:
@@ -116,23 +127,42 @@ class PdClient:
         transport = map_hosts(transport, self._config.host_mapping)
         if self._observer is not None:
             transport = ObservedTransport(transport, self._observer)
-        members = Members(self._seeds, transport, self._config, tls=self._security is not None)
-        try:
-            await members.discover()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await members.aclose()
-            raise
-        tasks = await BackgroundTasks().__aenter__()
-        calls = Calls(members, transport, self._config)
-        tso = Tso(members, transport, self._config)
+        async with AsyncExitStack() as stack:
+            self._session = await self._start(transport, stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Close the client: operations under way in other tasks end with ClosedError."""
+        self._session = None
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    async def _start(self, transport: Transport, stack: AsyncExitStack) -> _Session:
+        """Learn what there is to know and start the tasks; what is to be ended later is put on the stack."""
+        config = self._config
+        deadline = Deadline("opening PdClient", config.open_timeout, transport.now)
+        members = Members(self._seeds, transport, config, tls=self._security is not None)
+        stack.push_async_callback(members.aclose)
+        tso_servers = Connections(transport)
+        stack.push_async_callback(tso_servers.aclose)
+        await members.discover(deadline)
+        tasks = await stack.enter_async_context(BackgroundTasks())
+        tasks.start_soon(members.run)
+        calls = Calls(members, transport, config)
+        keyspaces = Keyspaces(calls)
+        keyspace = await self._load_keyspace(keyspaces, deadline)
+        keyspace_id = keyspace.id if keyspace is not None else NO_KEYSPACE
+        source = TsoSource(members, tso_servers, config, keyspace_id, transport.now)
+        with anyio.move_on_after(deadline.remaining()):
+            await source.look()
+        tso = Tso(source, transport, config)
         oracle = Oracle(calls, tso)
         regions = RegionQueries(calls)
-        tasks.start_soon(members.run)
-        tasks.start_soon(tso.run)
-        tasks.start_soon(oracle.run)
-        tasks.start_soon(regions.run)
-        self._session = _Session(
+        for run in (source.run, tso.run, oracle.run, regions.run):
+            tasks.start_soon(run)
+        return _Session(
             transport=transport,
             members=members,
             calls=calls,
@@ -140,30 +170,35 @@ class PdClient:
             oracle=oracle,
             regions=regions,
             gc=Gc(calls),
-            keyspaces=Keyspaces(calls),
+            keyspaces=keyspaces,
             meta=MetaStorage(calls),
             global_config=GlobalConfigs(calls),
             resource_groups=ResourceGroups(calls),
-            tasks=tasks,
+            keyspace=keyspace,
         )
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        """Close the client: operations under way in other tasks end with ClosedError."""
-        session, self._session = self._session, None
-        assert session is not None
-        try:
-            return await session.tasks.__aexit__(kind, error, traceback)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await session.members.aclose()
+    async def _load_keyspace(self, keyspaces: Keyspaces, deadline: Deadline) -> Keyspace | None:
+        """Return the keyspace whose client this is; None when it is in none."""
+        wanted = self._keyspace
+        if wanted is None:
+            return None
+        timeout = deadline.check()
+        if isinstance(wanted, str):
+            return enabled(await keyspaces.get(wanted, timeout=timeout))
+        return enabled(await keyspaces.get_by_id(wanted, timeout=timeout))
 
     @property
     def cluster_id(self) -> int:
         """Identity of the cluster. Raises ClosedError when the client is not open."""
         return self._open_session().members.known.cluster_id
+
+    @property
+    def keyspace(self) -> Keyspace | None:
+        """The keyspace whose client this is, as it was when the client was opened; None when it is in none.
+
+        Raises ClosedError when the client is not open.
+        """
+        return self._open_session().keyspace
 
     @property
     def leader(self) -> str:
@@ -425,10 +460,7 @@ class PdClient:
 
         Source: keyspacepb.Keyspace.LoadKeyspace.
         """
-        keyspace = await self.keyspaces.get(name, timeout=timeout)
-        if keyspace.state != "ENABLED":
-            raise KeyspaceNotFound(name, f"it is {keyspace.state}")
-        return keyspace
+        return enabled(await self.keyspaces.get(name, timeout=timeout))
 
     async def split_regions(self, keys: Iterable[bytes], *, timeout: float | None = None) -> list[int]:
         """Split Regions so that each of `keys` starts one, and return the ids of the new Regions.

@@ -19,6 +19,10 @@ HostMapping: TypeAlias = Mapping[str, str] | Callable[[str], str]
 """Where to dial a server that advertises an address, `host:port` both: a mapping, or a function of the address."""
 
 
+KeyspaceRef: TypeAlias = str | int
+"""A keyspace by its name, or by its id."""
+
+
 @attrs.frozen
 class ClusterAddress:
     """A parsed address."""
@@ -47,6 +51,26 @@ def parse_address(address: Address) -> ClusterAddress:
         raise ConfigError(f"the addresses name different keyspaces: {', '.join(sorted(keyspaces))}")
     endpoints = dict.fromkeys(endpoint for part in parts for endpoint in part.endpoints)
     return ClusterAddress(tuple(endpoints), next(iter(keyspaces), None))
+
+
+def parse_keyspace(keyspace: KeyspaceRef | None, address: ClusterAddress) -> KeyspaceRef | None:
+    """Return which keyspace is meant by an argument and an address, of which one may name it, or both the same.
+
+    Raises:
+        ConfigError: they name different ones, or there can be none of this name or id.
+        TypeError: the argument is neither a name nor an id.
+    """
+    if keyspace is None:
+        return address.keyspace
+    if isinstance(keyspace, bool) or not isinstance(keyspace, (str, int)):
+        raise TypeError(f"keyspace must be a name or an id, not {type(keyspace).__name__}")
+    if isinstance(keyspace, int) and not 0 <= keyspace < 1 << 24:
+        raise ConfigError(f"a keyspace id must be between 0 and 2**24 - 1, got {keyspace}")
+    if keyspace == "":
+        raise ConfigError("the name of a keyspace is not empty; that of the default one is DEFAULT")
+    if address.keyspace is not None and keyspace != address.keyspace:
+        raise ConfigError(f"the address names keyspace {address.keyspace!r}, the argument {keyspace!r}")
+    return keyspace
 
 
 def _parse_one(address: str) -> ClusterAddress:
@@ -156,6 +180,13 @@ class PdConfig:
     """Seconds in which the first member must have answered when the client is opened."""
     member_interval: float = attrs.field(default=60.0, validator=[validators.instance_of((int, float)), positive])
     """Seconds between two looks at the members when nothing fails. Source: pd client, memberUpdateInterval."""
+    service_interval: float = attrs.field(default=3.0, validator=[validators.instance_of((int, float)), positive])
+    """Seconds between two looks at whether PD or TSO servers grant timestamps. Source: serviceModeUpdateInterval."""
+    tso_from_pd: bool = attrs.field(default=False, validator=validators.instance_of(bool))
+    """Whether to ask PD for timestamps even where TSO servers grant them, which are then never looked for.
+
+    For clients that reach PD alone: it passes the requests on. Source: pd client, UseTSOServerProxy.
+    """
     max_tso_batch: int = attrs.field(default=10_000, validator=[validators.instance_of(int), positive])
     """Timestamps asked for in one message at most. Source: pd client, defaultMaxTSOBatchSize."""
     low_resolution_interval: float = attrs.field(

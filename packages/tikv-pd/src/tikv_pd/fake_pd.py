@@ -34,6 +34,9 @@ AnyRpc: TypeAlias = Rpc[Any, Any]
 _FOLLOWERS_MAY: frozenset[AnyRpc] = frozenset({PD.GetRegion, PD.GetPrevRegion, PD.GetRegionByID, PD.BatchScanRegions})
 """What followers answer by themselves when the metadata of a request allows it."""
 
+_ANYBODY: frozenset[AnyRpc] = frozenset({PD.GetMembers, PD.GetClusterInfo})
+"""What all members answer, to clients that do not know the cluster yet."""
+
 _KEYSPACE_STEPS = {
     "ENABLED": {"ENABLED", "DISABLED"},
     "DISABLED": {"ENABLED", "DISABLED", "ARCHIVED"},
@@ -58,7 +61,7 @@ class FakePd:
     """PD members on a `MemoryTransport`, all started.
 
     Its attributes are the cluster: change them at any time, the next answer follows. Followers refuse everything but
-    GetMembers as PD does; `transport.log` holds every call.
+    GetMembers and GetClusterInfo as PD does; `transport.log` holds every call.
 
     Args:
         transport: The network.
@@ -93,6 +96,8 @@ class FakePd:
         """The resource groups by name."""
         self.timestamp = Timestamp(1_000_000, 0)
         """The last timestamp granted."""
+        self.tso_urls: list[str] | None = None
+        """URLs of the TSO servers, maybe none, where those grant timestamps; None where PD does. PD grants them too."""
         self.external_timestamp = Timestamp(0, 0)
         """The timestamp an application keeps."""
         self.region_queries: list[pdpb.QueryRegionRequest] = []
@@ -186,6 +191,23 @@ class FakePd:
         self.regions[position : position + 1] = [left, attrs.evolve(region, start_key=key, epoch=epoch)]
         return new_id
 
+    def grant(self, count: int) -> pdpb.Timestamp:
+        """Grant timestamps and return the last of them."""
+        granted = self.timestamp
+        if granted.logical + count >= 1 << LOGICAL_BITS:
+            granted = Timestamp(granted.physical + 1, 0)
+        self.timestamp = granted = Timestamp(granted.physical, granted.logical + count)
+        return pdpb.Timestamp(physical=granted.physical, logical=granted.logical)
+
+    async def strike(self, address: str, rpc: AnyRpc, request: Any) -> pdpb.Error | None:
+        """Let the fault happen that is to befall a call, if there is one; return an error for the header."""
+        befalls = {rpc, *_rpcs_of(request)} if rpc is PD.QueryRegion else {rpc}
+        for fault in self._faults:
+            if fault.rpc in befalls and fault.address in {None, address} and fault.left > 0:
+                fault.left -= 1
+                return await fault.act()
+        return None
+
     def handlers(self, address: str) -> Handlers:
         """Return what the member at `address` serves, to be altered and served in its place."""
         answers: dict[AnyRpc, Answer] = {
@@ -229,6 +251,7 @@ class FakePd:
             rpc: self._unary(address, rpc, answer) for rpc, answer in answers.items()
         }
         served[PD.GetMembers] = self._unary(address, PD.GetMembers, self._get_members)
+        served[PD.GetClusterInfo] = self._unary(address, PD.GetClusterInfo, self._get_cluster_info)
         served[PD.Tso] = lambda stream: self._tso(address, stream)
         served[PD.QueryRegion] = lambda stream: self._query_regions(address, stream)
         served[MetaStorage.Watch] = lambda stream: self._watch(address, stream)
@@ -252,17 +275,12 @@ class FakePd:
     async def _admit(self, address: str, rpc: AnyRpc, request: Any) -> pdpb.Error | None:
         """Let a scripted fault happen, then refuse what PD refuses; return an error for the header."""
         has_header = "header" in rpc.request.DESCRIPTOR.fields_by_name
-        if rpc is not PD.GetMembers and has_header:
+        if rpc not in _ANYBODY and has_header:
             self.headers.append(request.header)
-        befalls = {rpc, *_rpcs_of(request)} if rpc is PD.QueryRegion else {rpc}
-        for fault in self._faults:
-            if fault.rpc in befalls and fault.address in {None, address} and fault.left > 0:
-                fault.left -= 1
-                error = await fault.act()
-                if error is not None:
-                    return error
-                break
-        if rpc is PD.GetMembers:
+        error = await self.strike(address, rpc, request)
+        if error is not None:
+            return error
+        if rpc in _ANYBODY:
             return None
         if has_header and request.header.cluster_id != self.cluster_id:
             raise fail("FAILED_PRECONDITION", f"need cluster {self.cluster_id}, got {request.header.cluster_id}")
@@ -283,11 +301,7 @@ class FakePd:
             if error is not None:
                 await stream.send(pdpb.TsoResponse(header=header))
                 continue
-            granted = self.timestamp
-            if granted.logical + request.count >= 1 << LOGICAL_BITS:
-                granted = Timestamp(granted.physical + 1, 0)
-            self.timestamp = granted = Timestamp(granted.physical, granted.logical + request.count)
-            last = pdpb.Timestamp(physical=granted.physical, logical=granted.logical)
+            last = self.grant(request.count)
             await stream.send(pdpb.TsoResponse(header=header, count=request.count, timestamp=last))
 
     async def _query_regions(self, address: str, stream: ServerStream) -> None:
@@ -348,6 +362,11 @@ class FakePd:
         }
         leader = members.get(self.leader) if self.leader is not None else None
         return pdpb.GetMembersResponse(members=list(members.values()), leader=leader)
+
+    def _get_cluster_info(self, _request: pdpb.GetClusterInfoRequest) -> pdpb.GetClusterInfoResponse:
+        modes = pdpb.ServiceMode
+        mode = modes.PD_SVC_MODE if self.tso_urls is None else modes.API_SVC_MODE
+        return pdpb.GetClusterInfoResponse(serviceModes=[mode], tso_urls=self.tso_urls or [])
 
     def _set_external_timestamp(self, request: pdpb.SetExternalTimestampRequest) -> pdpb.SetExternalTimestampResponse:
         wanted = Timestamp.from_ts(request.timestamp)

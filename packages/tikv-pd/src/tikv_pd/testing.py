@@ -1,6 +1,7 @@
 """What tests need in place of a cluster: a network in memory, a scripted PD, a clock that jumps.
 
-`MemoryTransport` stands for gRPC, `FakePd` for PD's members on it; `virtual_time` makes waits take no time.
+`MemoryTransport` stands for gRPC, `FakePd` for PD's members on it, `FakeTso` for TSO servers; `virtual_time` makes
+waits take no time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 from tikv_pd.fake_gc import FakeGc as FakeGc
 from tikv_pd.fake_meta import FakeMeta as FakeMeta
 from tikv_pd.fake_pd import FakePd as FakePd
+from tikv_pd.fake_tso import FakeTso as FakeTso
 from tikv_pd.memory_transport import (
     EventWaiter as EventWaiter,
     Handlers as Handlers,

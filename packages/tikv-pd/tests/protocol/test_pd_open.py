@@ -13,7 +13,7 @@ async def test_a_follower_given_as_address_leads_to_the_leader(pd: FakePd) -> No
     async with PdClient("pd3:2379", transport=pd.transport) as client:
         assert (client.cluster_id, client.leader) == (7, "pd1:2379")
 
-    assert pd.transport.log == [("pd3:2379", "GetMembers")]
+    assert pd.transport.log == [("pd3:2379", "GetMembers"), ("pd1:2379", "GetClusterInfo")]
 
 
 async def test_a_dead_seed_is_passed_over(pd: FakePd) -> None:

@@ -538,19 +538,16 @@ class RawClient:
     async def _open(self, stack: AsyncExitStack) -> _Opened:
         transport = self._transport if self._transport is not None else _grpc(self._security)
         config = self._config
-        pd = PdClient(self._endpoints, config=config.pd, security=self._security, transport=transport)
+        keyspace = (self._keyspace or "DEFAULT") if self._is_v2 else None
+        pd = PdClient(
+            self._endpoints, keyspace=keyspace, config=config.pd, security=self._security, transport=transport
+        )
         await stack.enter_async_context(pd)
-        codec = await self._codec(pd)
+        codec: KeyCodec = PlainCodec() if pd.keyspace is None else KeyspaceCodec(b"r", pd.keyspace.id, pd.keyspace.name)
         cache = RegionCache(pd, codec, config=config.region, now=transport.now)
         rpc = await stack.enter_async_context(RpcClient(cache, codec, pd.cluster_id, transport, config.rpc))
         rpc.tasks.start_soon(cache.run)
         return _Opened.over(rpc, RawRequests(codec, config.atomic))
-
-    async def _codec(self, pd: PdClient) -> KeyCodec:
-        if not self._is_v2:
-            return PlainCodec()
-        keyspace = await pd.load_keyspace(self._keyspace or "DEFAULT")
-        return KeyspaceCodec(b"r", keyspace.id, keyspace.name)
 
     def _ttl(self, ttl: int | None) -> int:
         return check_ttl(ttl, enabled=self._has_ttl)
