@@ -2,6 +2,8 @@
 
 - `EmbeddedCluster` starts it, and changes its topology while it runs.
 - `PdControls` (`cluster.pd`) acts on PD: its faults, its clock, its settings.
+- `StoreFaults` (`cluster.faults`) lets things go wrong with stores, and records what they receive: `StoreCalls` are
+  chosen, a `StoreFault` strikes them; `Recording` keeps `ReceivedCall` values.
 - `TsoServers` (`cluster.tso`) are those that give out timestamps in PD's place, if any.
 - `Region`, `Peer`, `RegionEpoch`, `Store`: what it is made of, as values.
 - `EmbeddedError` and its family: what starting or changing it can raise.
@@ -21,3 +23,6 @@ from tikv_embedded.errors import (
 from tikv_embedded.pd.controls import PdControls as PdControls
 from tikv_embedded.pd.tso_servers import TsoServers as TsoServers
 from tikv_embedded.region import Peer as Peer, Region as Region, RegionEpoch as RegionEpoch, Store as Store
+from tikv_embedded.store.calls import ReceivedCall as ReceivedCall, Recording as Recording
+from tikv_embedded.store.fault_controls import StoreCalls as StoreCalls, StoreFaults as StoreFaults
+from tikv_embedded.store.faults import StoreFault as StoreFault

@@ -26,6 +26,7 @@ from tikv_embedded.pd.state import PdState
 from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.pd.tso_servers import TsoServers
 from tikv_embedded.region import Region, Store
+from tikv_embedded.store.fault_controls import StoreFaults
 from tikv_embedded.store.service import TikvService, TikvState
 from tikv_embedded.topology import Topology
 
@@ -44,6 +45,7 @@ class _Running:
     tikv: TikvState
     services: dict[int, TikvService]
     endpoints: dict[int, Endpoint]
+    store_faults: StoreFaults
 
 
 _GRACE = 0.05
@@ -168,6 +170,11 @@ class EmbeddedCluster:
     def pd(self) -> PdControls:
         """What can be done to PD: its clock, its settings, its faults."""
         return self._state.pd_controls
+
+    @property
+    def faults(self) -> StoreFaults:
+        """What can go wrong with the stores: delays, losses, Region errors, health; and what they receive."""
+        return self._state.store_faults
 
     @property
     def tso(self) -> TsoServers:
@@ -403,7 +410,17 @@ class EmbeddedCluster:
                 endpoint.answer = answers.answer
             await endpoint.start(pd_handlers(pd, member))
         return _Running(
-            engine, topology, pd, PdControls(pd), pd_endpoints, tso, tso_endpoints, tikv, services, endpoints
+            engine,
+            topology,
+            pd,
+            PdControls(pd),
+            pd_endpoints,
+            tso,
+            tso_endpoints,
+            tikv,
+            services,
+            endpoints,
+            StoreFaults(tikv.watch, services),
         )
 
 

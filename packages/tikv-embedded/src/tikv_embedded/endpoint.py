@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from tikv_embedded.errors import PortInUseError
-from tikv_embedded.health import health_handlers
+from tikv_embedded.health import ServerHealth
 from tikv_embedded.rpc_handlers import Handler, generic_handlers
 
 _OPTIONS = (
@@ -100,9 +100,9 @@ class Endpoint:
         self._server = server
 
     async def start(self, handlers: list[Handler]) -> None:
-        """Answer calls with `handlers`, and with the health service; the port is bound already."""
+        """Answer calls with `handlers`, and with a health service if none is among them; the port is bound already."""
         assert self._server is not None
-        self._server.add_generic_rpc_handlers(generic_handlers([*handlers, *health_handlers()]))
+        self._server.add_generic_rpc_handlers(generic_handlers([*ServerHealth().handlers(), *handlers]))
         await self._server.start()
         self.is_running = True
 

@@ -8,6 +8,7 @@ Source: grpc.health.v1; TiKV and PD register the empty service name alone.
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import AsyncIterator
 
 import grpc
@@ -16,26 +17,58 @@ from tikv_embedded.rpc_handlers import Handler, ServicerContext
 
 # HealthCheckRequest{string service = 1}: absent, or present and empty.
 _WHOLE_SERVER = (b"", b"\x0a\x00")
-# HealthCheckResponse{ServingStatus status = 1}.
-_SERVING = b"\x08\x01"
-_SERVICE_UNKNOWN = b"\x08\x03"
+CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
 
 
-def health_handlers() -> list[Handler]:
-    """Return handlers that say SERVING as long as the server runs; other service names are NOT_FOUND."""
-    return [
-        ("/grpc.health.v1.Health/Check", grpc.unary_unary_rpc_method_handler(_check)),
-        ("/grpc.health.v1.Health/Watch", grpc.unary_stream_rpc_method_handler(_watch)),
-    ]
+class HealthStatus(enum.Enum):
+    """What the health service says; the values are those of HealthCheckResponse.ServingStatus."""
+
+    UNKNOWN = 0
+    SERVING = 1
+    NOT_SERVING = 2
+    SERVICE_UNKNOWN = 3
+
+    def to_bytes(self) -> bytes:
+        """Return HealthCheckResponse{ServingStatus status = 1}, which leaves a zero out."""
+        return bytes((0x08, self.value)) if self.value else b""
 
 
-async def _check(request: bytes, context: ServicerContext) -> bytes:
-    if request not in _WHOLE_SERVER:
-        await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-    return _SERVING
+class ServerHealth:
+    """The health service of one server, SERVING unless told otherwise; other service names are NOT_FOUND."""
 
+    def __init__(self) -> None:
+        self._status = HealthStatus.SERVING
+        self._changed = asyncio.Event()
 
-async def _watch(request: bytes, _context: ServicerContext) -> AsyncIterator[bytes]:
-    yield _SERVING if request in _WHOLE_SERVER else _SERVICE_UNKNOWN
-    # The status never changes; the stream ends with the caller or the server.
-    await asyncio.Event().wait()
+    @property
+    def status(self) -> HealthStatus:
+        """What it says; whoever watches hears of a change at once."""
+        return self._status
+
+    @status.setter
+    def status(self, status: HealthStatus) -> None:
+        self._status = status
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def handlers(self) -> list[Handler]:
+        """Return the handlers of the service."""
+        return [
+            (CHECK, grpc.unary_unary_rpc_method_handler(self.check)),
+            (WATCH, grpc.unary_stream_rpc_method_handler(self.watch)),
+        ]
+
+    async def check(self, request: bytes, context: ServicerContext) -> bytes:
+        """Answer Check."""
+        if request not in _WHOLE_SERVER:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return self._status.to_bytes()
+
+    async def watch(self, request: bytes, _context: ServicerContext) -> AsyncIterator[bytes]:
+        """Answer Watch; the stream ends with the caller or the server."""
+        known = request in _WHOLE_SERVER
+        while True:
+            changed = self._changed
+            yield (self._status if known else HealthStatus.SERVICE_UNKNOWN).to_bytes()
+            await changed.wait()

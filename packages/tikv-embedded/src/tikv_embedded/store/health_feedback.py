@@ -17,16 +17,33 @@ class HealthReporter:
 
     Args:
         store_id: Whose health it is.
+
+    Attributes:
+        slow_score: What it reports; `set_slow_score` changes it.
+        changes: How often that was changed: streams report a change with their next message.
+        load_percent: What streams say about how busy the store is; None is what was measured.
     """
 
     def __init__(self, store_id: int) -> None:
         self._store_id = store_id
         self._sequence = time.time_ns() // 1_000_000
+        self.slow_score = HEALTHY
+        self.changes = 0
+        self.load_percent: int | None = None
 
     def report(self) -> kvrpcpb.HealthFeedback:
         """Return a report; numbers grow, over restarts too, since they count from the boot time in ms."""
         self._sequence += 1
-        return kvrpcpb.HealthFeedback(store_id=self._store_id, feedback_seq_no=self._sequence, slow_score=HEALTHY)
+        return kvrpcpb.HealthFeedback(
+            store_id=self._store_id, feedback_seq_no=self._sequence, slow_score=self.slow_score
+        )
+
+    def set_slow_score(self, slow_score: int, sequence: int | None = None) -> None:
+        """Report another score from now on; the next report has the number `sequence` if that is given."""
+        self.slow_score = slow_score
+        self.changes += 1
+        if sequence is not None:
+            self._sequence = sequence - 1
 
 
 class CpuLoad:

@@ -1,37 +1,43 @@
-"""The TiKV service of one store: unary raw requests, BatchCommands, SplitRegion and a store's own state.
+"""The services of one store: unary raw requests, BatchCommands, SplitRegion, a store's own state, and health.
 
-Every other RPC of the service is UNIMPLEMENTED.
+Every other RPC of the Tikv service is UNIMPLEMENTED, unless a fault answers it. Faults lie between the ports and what
+is here: only `_handle`, `_batch_commands` and `_check` know of them.
 Source: TiKV server/service/kv.rs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import attrs
 import grpc
 import grpc.aio
 from tikv_proto import errorpb, kvrpcpb, tikvpb
-from tikv_proto.services import Rpc, Tikv, all_rpcs
+from tikv_proto.services import Rpc, Tikv
 
 from tikv_embedded import memcomparable
 from tikv_embedded.engine import Engine
+from tikv_embedded.health import CHECK, WATCH, ServerHealth
 from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.region import region_to_pb
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
 from tikv_embedded.store.api_mode import ApiMode
-from tikv_embedded.store.batch_commands import answer_message
-from tikv_embedded.store.health_feedback import INTERVAL, CpuLoad, HealthReporter
-from tikv_embedded.store.raw_requests import RAW_RULES, ClusterIdMismatchError, RawStore
+from tikv_embedded.store.batch_stream import BatchStream, StreamOrigin
+from tikv_embedded.store.calls import OPENING, ReceivedCall
+from tikv_embedded.store.faults import CallLostError, CallRefusedError, CallWatch, suffer
+from tikv_embedded.store.health_feedback import HealthReporter
+from tikv_embedded.store.raw_requests import RAW_RULES, ClusterIdMismatchError, RawRule, RawStore
 from tikv_embedded.store.region_checks import check_split
+from tikv_embedded.store.safe_ts import SafeTs
 from tikv_embedded.topology import Topology
 
 FORWARDED_HOST = "tikv-forwarded-host"
 """Request metadata: the address of the store to which this one shall pass the call on."""
+
+_Answer = Callable[["TikvService", Any], Any]
+"""Serves a request, in one step of the loop."""
 
 
 @attrs.frozen
@@ -44,6 +50,7 @@ class TikvState:
     oracle: TimestampOracle
     find_service: Callable[[str], TikvService | None]
     """Finds the service of the running store with an address, None when there is none."""
+    watch: CallWatch = attrs.field(factory=CallWatch)
 
 
 class TikvService:
@@ -52,48 +59,85 @@ class TikvService:
     Args:
         state: Shared with the other stores.
         store_id: Which of them this is.
+
+    Attributes:
+        health: What its health service says.
+        feedback: What it reports of its health.
+        safe_ts: How far stale reads can go.
+        streams: The BatchCommands streams that were sent to it and are open.
     """
 
     def __init__(self, state: TikvState, store_id: int) -> None:
         self._state = state
         self._store_id = store_id
         self._raw = RawStore(state.topology, state.mode, state.oracle.next_ts, store_id)
-        self._health = HealthReporter(store_id)
+        self._opened = 0
+        self.health = ServerHealth()
+        self.feedback = HealthReporter(store_id)
+        self.safe_ts = SafeTs(state.oracle.next_ts)
+        self.streams: set[BatchStream] = set()
 
     def handlers(self) -> list[Handler]:
         """Return what this store answers."""
+        served: dict[Any, _Answer] = {
+            Tikv.SplitRegion: TikvService._split_region,
+            Tikv.GetStoreSafeTS: TikvService._get_store_safe_ts,
+            Tikv.GetHealthFeedback: TikvService._get_health_feedback,
+        }
+        rpcs = [rpc for rpc in vars(Tikv).values() if not (rpc.client_streaming or rpc.server_streaming)]
         return [
-            *(self._raw_handler(rpc) for rpc in all_rpcs() if rpc.request in RAW_RULES),
-            unary(Tikv.SplitRegion, self._split_region),
-            unary(Tikv.GetStoreSafeTS, self._get_store_safe_ts),
-            unary(Tikv.GetHealthFeedback, self._get_health_feedback),
+            *(self._handler(rpc, served.get(rpc) or _raw_answer(rpc) or _refusal(rpc)) for rpc in rpcs),
             stream(Tikv.BatchCommands, self._batch_commands),
+            (CHECK, grpc.unary_unary_rpc_method_handler(self._check)),
+            (WATCH, grpc.unary_stream_rpc_method_handler(self._watch)),
         ]
 
-    def _raw_handler(self, rpc: Rpc[Any, Any]) -> Handler:
-        rule = RAW_RULES[rpc.request]
-
+    def _handler(self, rpc: Rpc[Any, Any], answer: _Answer) -> Handler:
         async def handle(request: Any, context: ServicerContext) -> Any:
-            target = await self._target(context)
-            with self._state.engine.snapshot() as snapshot:
-                try:
-                    response, batch = target._raw.session(snapshot).run(rule, request)
-                except ClusterIdMismatchError as error:
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            if batch is not None:
-                self._state.engine.write(batch)
-            return response
+            return await self._handle(rpc.name, answer, request, context)
 
         return unary(rpc, handle)
 
-    async def _split_region(
-        self, request: kvrpcpb.SplitRegionRequest, context: ServicerContext
-    ) -> kvrpcpb.SplitRegionResponse:
-        target = await self._target(context)
+    async def _handle(self, rpc: str, answer: _Answer, request: Any, context: ServicerContext) -> Any:
+        """Answer one request by itself, with the faults in front of it."""
+        metadata = _metadata(context)
+        try:
+            target = self._target(metadata)
+            if self._state.watch.is_idle:
+                return answer(target, request)
+
+            async def serve() -> Any:
+                return answer(target, request)
+
+            call = ReceivedCall(target._store_id, rpc, request, metadata, self._proxy_of(target))
+            return await self._watched(call, serve)
+        except ClusterIdMismatchError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except CallRefusedError as error:
+            await context.abort(error.code, error.details)
+
+    async def _watched(self, call: ReceivedCall, serve: Callable[[], Any]) -> Any:
+        """Serve a call unless a fault strikes it; one that is lost waits until its caller or the port gives up."""
+        fault = self._state.watch.receive(call)
+        if fault is None:
+            return await serve()
+        try:
+            return await suffer(fault, call, serve)
+        except CallLostError:
+            await asyncio.Event().wait()
+
+    def _answer_raw(self, rule: RawRule, request: Any) -> Any:
+        with self._state.engine.snapshot() as snapshot:
+            response, batch = self._raw.session(snapshot).run(rule, request)
+        if batch is not None:
+            self._state.engine.write(batch)
+        return response
+
+    def _split_region(self, request: kvrpcpb.SplitRegionRequest) -> kvrpcpb.SplitRegionResponse:
         is_plain = request.is_raw_kv and self._state.mode is not ApiMode.V2
         sent = [request.split_key] if request.split_key else request.split_keys
         keys = sorted(key if is_plain else memcomparable.encode(key) for key in sent)
-        checked = check_split(self._state.topology, target._store_id, request.context, keys)
+        checked = check_split(self._state.topology, self._store_id, request.context, keys)
         if isinstance(checked, errorpb.Error):
             return kvrpcpb.SplitRegionResponse(region_error=checked)
         pieces = list(map(region_to_pb, self._state.topology.split(keys)))
@@ -103,88 +147,80 @@ class TikvService:
             response.right.CopyFrom(pieces[1])
         return response
 
-    async def _get_store_safe_ts(
-        self, _request: kvrpcpb.StoreSafeTSRequest, context: ServicerContext
-    ) -> kvrpcpb.StoreSafeTSResponse:
-        """Replicas never lag and nothing is locked, so all that was written up to now can be read everywhere."""
-        await self._target(context)
-        return kvrpcpb.StoreSafeTSResponse(safe_ts=self._state.oracle.next_ts())
+    def _get_store_safe_ts(self, _request: kvrpcpb.StoreSafeTSRequest) -> kvrpcpb.StoreSafeTSResponse:
+        return kvrpcpb.StoreSafeTSResponse(safe_ts=self.safe_ts.advance())
 
-    async def _get_health_feedback(
-        self, _request: kvrpcpb.GetHealthFeedbackRequest, context: ServicerContext
-    ) -> kvrpcpb.GetHealthFeedbackResponse:
-        target = await self._target(context)
-        return kvrpcpb.GetHealthFeedbackResponse(health_feedback=target._health.report())
+    def _get_health_feedback(self, _request: kvrpcpb.GetHealthFeedbackRequest) -> kvrpcpb.GetHealthFeedbackResponse:
+        return kvrpcpb.GetHealthFeedbackResponse(health_feedback=self.feedback.report())
 
     async def _batch_commands(
         self, requests: AsyncIterator[tikvpb.BatchCommandsRequest], context: ServicerContext
     ) -> None:
-        target = await self._target(context)
-        await _BatchStream(target._state.engine, target._raw, target._health, context).serve(requests)
+        metadata, watch = _metadata(context), self._state.watch
+        try:
+            target = self._target(metadata)
+            self._opened += 1
+            origin = StreamOrigin(self._opened, self._proxy_of(target), metadata)
+            if not watch.is_idle:
+                call = ReceivedCall(target._store_id, OPENING, None, metadata, origin.proxy, origin.number)
+                await self._watched(call, _nothing)
+        except CallRefusedError as error:
+            await context.abort(error.code, error.details)
+        opened = BatchStream(self._state.engine, target._raw, target.feedback, watch, origin, context)
+        self.streams.add(opened)
+        try:
+            await opened.serve(requests)
+        finally:
+            self.streams.discard(opened)
 
-    async def _target(self, context: ServicerContext) -> TikvService:
+    async def _check(self, request: bytes, context: ServicerContext) -> bytes:
+        async def serve() -> bytes:
+            return await self.health.check(request, context)
+
+        try:
+            call = ReceivedCall(self._store_id, "Check", request, _metadata(context))
+            answer: bytes = await self._watched(call, serve)
+        except CallRefusedError as error:
+            await context.abort(error.code, error.details)
+        return answer
+
+    async def _watch(self, request: bytes, context: ServicerContext) -> AsyncIterator[bytes]:
+        try:
+            await self._watched(ReceivedCall(self._store_id, "Watch", request, _metadata(context)), _nothing)
+        except CallRefusedError as error:
+            await context.abort(error.code, error.details)
+        async for status in self.health.watch(request, context):
+            yield status
+
+    def _target(self, metadata: Mapping[str, str | bytes]) -> TikvService:
         """Return the service that answers: this store's, or that of the store the caller wants to reach through it."""
-        metadata = dict(context.invocation_metadata() or ())
         address = metadata.get(FORWARDED_HOST)
         if not address:
             return self
         target = self._state.find_service(str(address))
         if target is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"cannot forward to {address!r}")
+            raise CallRefusedError(grpc.StatusCode.UNAVAILABLE, f"cannot forward to {address!r}")
         return target
 
+    def _proxy_of(self, target: TikvService) -> int | None:
+        return None if target is self else self._store_id
 
-class _BatchStream:
-    """One BatchCommands stream: messages in turn, delayed answers beside them."""
 
-    def __init__(self, engine: Engine, raw: RawStore, health: HealthReporter, context: ServicerContext) -> None:
-        self._engine = engine
-        self._raw = raw
-        self._health = health
-        self._context = context
-        # gRPC takes one outgoing message of a stream at a time.
-        self._sending = asyncio.Lock()
-        self._reported = 0.0
-        self._load = CpuLoad()
+def _raw_answer(rpc: Rpc[Any, Any]) -> _Answer | None:
+    rule = RAW_RULES.get(rpc.request)
+    return None if rule is None else lambda target, request: target._answer_raw(rule, request)
 
-    async def serve(self, requests: AsyncIterator[tikvpb.BatchCommandsRequest]) -> None:
-        """Answer until the client is done, or names another cluster."""
-        refusal: ClusterIdMismatchError | None = None
-        async with asyncio.TaskGroup() as delayed:
-            tasks: set[asyncio.Task[None]] = set()
-            async for message in requests:
-                try:
-                    answers = answer_message(message, self._engine, self._raw, self._health)
-                except ClusterIdMismatchError as error:
-                    refusal = error
-                    break
-                for request_id, empty in answers.delayed:
-                    task = delayed.create_task(self._answer_later(request_id, empty))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                for group in answers.groups:
-                    await self._send(group, wants_feedback=answers.has_feedback)
-            if refusal is not None:
-                for task in tasks:
-                    task.cancel()
-        if refusal is not None:
-            await self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
 
-    async def _answer_later(self, request_id: int, empty: tikvpb.BatchCommandsEmptyRequest) -> None:
-        await asyncio.sleep(empty.delay_time / 1000)
-        group = tikvpb.BatchCommandsResponse(request_ids=[request_id])
-        group.responses.add().Empty.test_id = empty.test_id
-        await self._send(group, wants_feedback=False)
+def _refusal(rpc: Rpc[Any, Any]) -> _Answer:
+    def refuse(_target: TikvService, _request: Any) -> Any:
+        raise CallRefusedError(grpc.StatusCode.UNIMPLEMENTED, f"{rpc.name} is not served by the embedded cluster")
 
-    async def _send(self, group: tikvpb.BatchCommandsResponse, *, wants_feedback: bool) -> None:
-        now = time.monotonic()
-        if wants_feedback or now - self._reported >= INTERVAL:
-            self._reported = now
-            self._load.refresh(now)
-            group.health_feedback.CopyFrom(self._health.report())
-        group.transport_layer_load = self._load.percent
-        group.tikv_send_time_ns = time.time_ns()
-        # A client that is gone needs no answer; gRPC ends this stream's task when it has noticed.
-        with contextlib.suppress(grpc.aio.BaseError):
-            async with self._sending:
-                await self._context.write(group)
+    return refuse
+
+
+def _metadata(context: ServicerContext) -> Mapping[str, str | bytes]:
+    return dict(context.invocation_metadata() or ())
+
+
+async def _nothing() -> None:
+    """What there is to serve when a stream opens."""
