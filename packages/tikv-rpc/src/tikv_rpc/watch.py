@@ -1,0 +1,177 @@
+"""Watching over stores in the background: whether they answer, and how slow they are.
+
+A store counts as reachable until somebody suspects it: a request to it failed, say. It is asked then whether it serves,
+once for all who suspect it meanwhile and with a time limit of its own; so no caller's deadline or cancellation says
+anything about a store. One that does not serve is asked again and again until it does, and PD now and then whether it
+has moved. While every store serves, there is one task, which wakes every 15 s to judge how slow they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import suppress
+from typing import Final
+
+import anyio
+import anyio.abc
+from tikv_pd import Backoffer, Deadline, TikvError
+from tikv_pd.errors import RpcError
+from tikv_pd.lowlevel import Transport
+from tikv_proto import kvrpcpb
+from tikv_proto.services import Tikv
+from tikv_region import RegionCache, StoreEntry
+from tikv_region.health import TICK, Liveness
+
+from tikv_rpc.config import RpcConfig
+from tikv_rpc.liveness import ask_once, check
+from tikv_rpc.slowness import Slowness
+
+RESOLVE_INTERVAL: Final = 30.0
+"""Seconds between two questions to PD for the address of a store that does not serve. Source: client-go."""
+FEEDBACK_TIMEOUT: Final = 2.0
+"""Seconds a store may take to report its health when asked. Source: client-go."""
+
+
+class _Look:
+    """One question to a store whether it serves."""
+
+    __slots__ = ("address", "done", "liveness", "store")
+
+    def __init__(self, store: StoreEntry) -> None:
+        self.store = store
+        self.address = store.address
+        self.done = anyio.Event()
+        self.liveness = Liveness.UNKNOWN
+
+
+class StoreWatch:
+    """Keeps the health of stores up to date while `run` is running. What was asked before waits for it.
+
+    Args:
+        cache: Asks PD for addresses.
+        transport: Makes connections.
+        config: Limits.
+    """
+
+    def __init__(self, cache: RegionCache, transport: Transport, config: RpcConfig) -> None:
+        self.slowness = Slowness(transport.now)
+        """How slow stores are; for those who send requests to feed."""
+        self._cache = cache
+        self._transport = transport
+        self._config = config
+        self._looks: dict[tuple[int, str], _Look] = {}
+        self._recovering: set[int] = set()
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._closed = False
+        # Connections that carry requests count up from 0.
+        self._channels = itertools.count(-1, -1)
+
+    async def run(self) -> None:
+        """Watch until cancelled. Whatever stores and PD do raises nothing.
+
+        Tasks at most: three for each store, each with a time limit but the one that waits for a store to come back.
+        """
+        self._closed = False
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            for look in self._looks.values():
+                tasks.start_soon(self._look, tasks, look)
+            try:
+                while True:
+                    await anyio.sleep(TICK)
+                    for store in self.slowness.tick():
+                        tasks.start_soon(self._ask_feedback, store)
+            finally:
+                self._closed = True
+
+    def suspect(self, store: StoreEntry) -> None:
+        """Have a store looked at in the background, unless that is under way or it is known not to serve."""
+        if store.health.liveness is Liveness.REACHABLE:
+            self._begin_look(store)
+
+    async def probe(self, store: StoreEntry, deadline: Deadline) -> Liveness:
+        """Return whether a store serves, by a look at it that begins now or is under way.
+
+        The look takes `RpcConfig.liveness_timeout` at most. What it shows is also in `StoreEntry.health`.
+
+        Returns:
+            UNKNOWN also if there is no time left to wait for it, which says nothing about the store; if the store's
+            address is unknown; and if the client is closed.
+
+        Cancellation: safe; the look goes on.
+        """
+        look = self._begin_look(store)
+        if look is None:
+            return Liveness.UNKNOWN
+        with anyio.move_on_after(max(deadline.remaining(), 0.0)):
+            await look.done.wait()
+        return look.liveness
+
+    def _begin_look(self, store: StoreEntry) -> _Look | None:
+        """Return the look at a store that is under way, or a new one; None when there can be none."""
+        if self._closed or not store.address:
+            return None
+        look = self._looks.get((store.id, store.address))
+        if look is None:
+            look = self._looks[store.id, store.address] = _Look(store)
+            if self._tasks is not None:
+                self._tasks.start_soon(self._look, self._tasks, look)
+        return look
+
+    async def _look(self, tasks: anyio.abc.TaskGroup, look: _Look) -> None:
+        store = look.store
+        try:
+            look.liveness = await check(
+                self._transport,
+                look.address,
+                channel=next(self._channels),
+                timeout=self._config.liveness_timeout,
+            )
+            # What was looked at may be another store by now.
+            if store.address == look.address:
+                self._learn(tasks, store, look.liveness)
+        finally:
+            del self._looks[store.id, look.address]
+            look.done.set()
+
+    def _learn(self, tasks: anyio.abc.TaskGroup, store: StoreEntry, liveness: Liveness) -> None:
+        before, store.health.liveness = store.health.liveness, liveness
+        if before is Liveness.REACHABLE and liveness is not Liveness.REACHABLE:
+            self.slowness.mark_slow(store)
+        if liveness is not Liveness.REACHABLE and store.id not in self._recovering:
+            self._recovering.add(store.id)
+            tasks.start_soon(self._recover, store)
+
+    async def _recover(self, store: StoreEntry) -> None:
+        """Look at a store until it serves or has left the cluster."""
+        now = self._transport.now
+        resolved_at = now()
+        try:
+            while store.health.liveness is not Liveness.REACHABLE and not store.is_tombstone:
+                await anyio.sleep(self._config.liveness_interval)
+                if now() - resolved_at >= RESOLVE_INTERVAL:
+                    resolved_at = now()
+                    await self._resolve(store)
+                look = self._begin_look(store)
+                if look is not None:
+                    await look.done.wait()
+        finally:
+            self._recovering.discard(store.id)
+
+    async def _resolve(self, store: StoreEntry) -> None:
+        """Ask PD for a store's address; without an answer the known one stays."""
+        address, store.needs_check = store.address, True
+        with suppress(TikvError):
+            await self._cache.resolve(store, Backoffer(Deadline("resolve", RESOLVE_INTERVAL, self._transport.now)))
+        if store.address not in {"", address}:
+            # What is cached of its Regions leads to the old address.
+            store.epoch += 1
+
+    async def _ask_feedback(self, store: StoreEntry) -> None:
+        request, channel = kvrpcpb.GetHealthFeedbackRequest(), next(self._channels)
+        with suppress(RpcError):
+            response = await ask_once(
+                self._transport, store.address, Tikv.GetHealthFeedback, request, channel, FEEDBACK_TIMEOUT
+            )
+            report = response.health_feedback
+            self.slowness.on_feedback(report.store_id, report.feedback_seq_no, report.slow_score)
