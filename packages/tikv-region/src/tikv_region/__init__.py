@@ -13,6 +13,7 @@ from tikv_region.codec import (
     TxnV1Codec as TxnV1Codec,
     memcomparable_decode as memcomparable_decode,
     memcomparable_encode as memcomparable_encode,
+    split_keyspace as split_keyspace,
 )
 from tikv_region.config import RegionConfig as RegionConfig
 from tikv_region.errors import (
@@ -22,6 +23,7 @@ from tikv_region.errors import (
     EntryTooLarge as EntryTooLarge,
     FlashbackInProgress as FlashbackInProgress,
     FlashbackNotPrepared as FlashbackNotPrepared,
+    InvalidTimestamp as InvalidTimestamp,
     KnownRegion as KnownRegion,
     Next as Next,
     RegionError as RegionError,
@@ -30,7 +32,7 @@ from tikv_region.errors import (
     decide as decide,
 )
 from tikv_region.health import Liveness as Liveness, SlowScore as SlowScore, StoreHealth as StoreHealth
-from tikv_region.keys import decode_keys as decode_keys
+from tikv_region.keys import decode_keys as decode_keys, encode_keys as encode_keys
 from tikv_region.ranges import KeyRange as KeyRange, prefix_range as prefix_range
 from tikv_region.region import (
     EngineKind as EngineKind,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 from tikv_pd import ConfigError
-from tikv_proto import kvrpcpb
+from tikv_proto import keyspacepb, kvrpcpb
 
 from tikv_region.errors import CodecError, shorten
 
@@ -56,6 +56,14 @@ class KeyCodec(Protocol):
         """Return a user's range as requests carry it; an empty `end` stands for the end of the key space."""
         ...
 
+    def decode_range(self, start: bytes, end: bytes) -> tuple[bytes, bytes]:
+        """Return a range of a response as the user knows it: the part of it that lies in the keyspace.
+
+        Raises:
+            CodecError: no key of the keyspace is in it.
+        """
+        ...
+
     def encode_region_key(self, key: bytes) -> bytes:
         """Return a user's key as PD knows it."""
         ...
@@ -100,6 +108,10 @@ class PlainCodec:
         return key
 
     def encode_range(self, start: bytes, end: bytes) -> tuple[bytes, bytes]:
+        """Return the range as it is."""
+        return start, end
+
+    def decode_range(self, start: bytes, end: bytes) -> tuple[bytes, bytes]:
         """Return the range as it is."""
         return start, end
 
@@ -171,6 +183,21 @@ class KeyspaceCodec:
         # Source: components/api_version/src/api_v2.rs parse_range_mode.
         self._bound = bound if bound[:1] == mode else bound[:1]
 
+    @classmethod
+    def from_pb(cls, mode: Literal[b"r", b"x"], keyspace: keyspacepb.KeyspaceMeta) -> KeyspaceCodec:
+        """Make it for a keyspace as PD tells of it.
+
+        Raises:
+            ConfigError: the keyspace is not enabled, or one of API V3. Such a one has an identity in place of an id;
+                taken for id 0, it would lead to the data of the default keyspace.
+        """
+        if keyspace.WhichOneof("keyspace") == "keyspace_identity":
+            raise ConfigError(f"keyspace {keyspace.name!r} is one of API V3, which this client does not speak")
+        if keyspace.state != keyspacepb.KeyspaceState.ENABLED:
+            state = keyspacepb.KeyspaceState.Name(keyspace.state)
+            raise ConfigError(f"keyspace {keyspace.name!r} cannot be used: it is {state}")
+        return cls(mode, keyspace.id, keyspace.name)
+
     def encode_key(self, key: bytes) -> bytes:
         """Return `key` behind the prefix of the keyspace."""
         return self._prefix + key
@@ -178,12 +205,19 @@ class KeyspaceCodec:
     def decode_key(self, key: bytes) -> bytes:
         """Return `key` without the prefix."""
         if not key.startswith(self._prefix):
-            raise CodecError(f"key {shorten(key)} is outside keyspace {self.keyspace_name!r} ({self.keyspace_id})")
+            raise self._outside(f"key {shorten(key)}")
         return key[4:]
 
     def encode_range(self, start: bytes, end: bytes) -> tuple[bytes, bytes]:
         """Return the range behind the prefix, bounded by the keyspace."""
         return self._prefix + start, self._prefix + end if end else self._bound
+
+    def decode_range(self, start: bytes, end: bytes) -> tuple[bytes, bytes]:
+        """Return the part of the range that lies in the keyspace, without the prefix; all of it is empty bounds."""
+        part = self._clip(start, end)
+        if part is None:
+            raise self._outside(f"the range from {shorten(start)} to {shorten(end)}")
+        return part
 
     def encode_region_key(self, key: bytes) -> bytes:
         """Return the prefixed key memcomparable."""
@@ -196,14 +230,7 @@ class KeyspaceCodec:
 
     def decode_region_range(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Return the part of the Region that lies in the keyspace; an end at or past its bound is empty."""
-        first = memcomparable_decode(start) if start else b""
-        last = memcomparable_decode(end) if end else b""
-        if first >= self._bound or (last and last <= self._prefix):
-            return None
-        return (
-            first[4:] if first > self._prefix else b"",
-            last[4:] if last and last < self._bound else b"",
-        )
+        return self._clip(memcomparable_decode(start) if start else b"", memcomparable_decode(end) if end else b"")
 
     def decode_bucket_keys(self, keys: Sequence[bytes]) -> tuple[bytes, ...]:
         """Return the bounds in the keyspace; an empty one at either end stands for all that lies beyond."""
@@ -212,6 +239,28 @@ class KeyspaceCodec:
         below = bool(bounds) and bounds[0] <= self._prefix
         above = bool(bounds) and (not bounds[-1] or bounds[-1] >= self._bound)
         return (*((b"",) if below else ()), *inner, *((b"",) if above else ()))
+
+    def _clip(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
+        if start >= self._bound or (end and end <= self._prefix):
+            return None
+        return start[4:] if start > self._prefix else b"", end[4:] if end and end < self._bound else b""
+
+    def _outside(self, what: str) -> CodecError:
+        return CodecError(f"{what} is outside keyspace {self.keyspace_name!r} ({self.keyspace_id})")
+
+
+def split_keyspace(key: bytes) -> tuple[Literal[b"r", b"x"], int, bytes]:
+    """Return the mode, the keyspace id and the user's key of a key of API V2 as requests carry it.
+
+    Raises:
+        CodecError: it is none.
+
+    Source: client-go apicodec.ParseKeyspaceID and DecodeKey.
+    """
+    mode = key[:1]
+    if len(key) < 4 or (mode != b"r" and mode != b"x"):
+        raise CodecError(f"{shorten(key)} is no key of API V2")
+    return (b"r" if mode == b"r" else b"x"), int.from_bytes(key[1:4], "big"), key[4:]
 
 
 def memcomparable_encode(data: bytes) -> bytes:

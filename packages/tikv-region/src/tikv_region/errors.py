@@ -127,6 +127,19 @@ class FlashbackNotPrepared(TikvError):
         return f"Region {self.region_id} is not prepared for a flashback"
 
 
+@attrs.define(eq=False)
+class InvalidTimestamp(TikvError):
+    """A request carries a timestamp further ahead than stores believe any PD could have granted. Nothing was done."""
+
+    region_id: int
+    """The Region that refused it."""
+    message: str
+    """The store's own words."""
+
+    def __str__(self) -> str:
+        return f"Region {self.region_id} refused the timestamp of a request: {self.message}"
+
+
 class CacheAction(enum.Enum):
     """What an error teaches about the Region."""
 
@@ -259,6 +272,13 @@ def _undetermined(error: errorpb.Error, region: KnownRegion, store_id: int) -> D
     return _fail(RegionError.from_pb(error, region.id, store_id), undetermined=True)
 
 
+def _in_words(error: errorpb.Error, region: KnownRegion, _store_id: int) -> Decision:
+    # TiKV has no field for this one; sent again, it would be refused until time runs out.
+    if "invalid max_ts update" in error.message:
+        return _fail(InvalidTimestamp(region.id, error.message))
+    return Decision(CacheAction.NEXT_PEER, REGION_MISS, Next.RESEND)
+
+
 def _fail(error: TikvError, *, undetermined: bool = False) -> Decision:
     return Decision(CacheAction.NONE, None, Next.FAIL, error, undetermined)
 
@@ -301,5 +321,5 @@ _ROWS: Final[Mapping[str, _Row]] = {
     # Only stale reads meet it: whoever sends them must turn to another replica or to the leader.
     "data_is_not_ready": Decision(CacheAction.NONE, None, Next.RESEND),
     "mismatch_peer_id": _reload(REGION_MISS),
-    "": Decision(CacheAction.NEXT_PEER, REGION_MISS, Next.RESEND),
+    "": _in_words,
 }

@@ -39,15 +39,27 @@ CATCH_UP = 5.0
 class RegionCacheModel(RuleBasedStateMachine):
     """The truth is a RegionMap. A read must always end at the Region that holds the key now."""
 
-    @initialize(codec=st.sampled_from([PlainCodec(), TxnV1Codec(), KeyspaceCodec(b"x", 9, "shop")]))
-    def start(self, codec: KeyCodec) -> None:
+    @initialize(
+        codec=st.sampled_from([PlainCodec(), TxnV1Codec(), KeyspaceCodec(b"x", 9, "shop")]),
+        allow_follower=st.booleans(),
+        need_buckets=st.booleans(),
+    )
+    def start(self, codec: KeyCodec, allow_follower: bool, need_buckets: bool) -> None:
         self.time = 0.0
         self.elapsed: Callable[[], float] = float
         self.map = RegionMap([b"d", b"h", b"p", b"t"], codec=codec)
         self.pd = MapSource(self.map)
-        config = RegionConfig(ttl=100, ttl_jitter=10, scan_page=3, sweep_regions=2)
+        config = RegionConfig(
+            ttl=100,
+            ttl_jitter=10,
+            scan_page=3,
+            sweep_regions=2,
+            allow_follower=allow_follower,
+            need_buckets=need_buckets,
+        )
         self.cache = RegionCache(self.pd, codec, config=config, now=self.now, rng=random.Random(0))
         self.unreachable: dict[int, int] = {}
+        self.bucket_version = 0
 
     @rule(key=keys)
     def split(self, key: bytes) -> None:
@@ -66,7 +78,7 @@ class RegionCacheModel(RuleBasedStateMachine):
     def the_cluster_is_set_back(self) -> None:
         # PD is restored from the same backup.
         self.map.regions = [attrs.evolve(region, epoch=RegionEpoch(1, 1)) for region in self.map.regions]
-        self.pd.view = None
+        self.pd.view = self.pd.follower_view = None
 
     @rule(key=keys, peer=st.integers(0, 2))
     def move_leader(self, key: bytes, peer: int) -> None:
@@ -82,6 +94,23 @@ class RegionCacheModel(RuleBasedStateMachine):
     def pd_stops_listening(self) -> None:
         self.pd.view = self.map.regions
 
+    @rule()
+    def the_followers_of_pd_stop_listening(self) -> None:
+        self.pd.follower_view = self.pd.regions
+
+    @rule()
+    def the_followers_of_pd_know_no_leaders(self) -> None:
+        self.pd.follower_view = [attrs.evolve(region, leader=None) for region in self.pd.follower_regions]
+
+    @rule(key=keys, bounds=st.lists(keys, max_size=4, unique=True).map(sorted))
+    def divide(self, key: bytes, bounds: list[bytes]) -> None:
+        region = self.map.region(key)
+        held = self.map.codec.decode_region_range(region.start_key, region.end_key)
+        assert held is not None
+        self.bucket_version += 1
+        inner = [bound for bound in bounds if held[0] < bound and (not held[1] or bound < held[1])]
+        self.map.set_buckets(key, inner, self.bucket_version)
+
     @precondition(lambda self: self.pd.view is None)
     @rule(key=keys)
     def pd_loses_a_region(self, key: bytes) -> None:
@@ -90,7 +119,7 @@ class RegionCacheModel(RuleBasedStateMachine):
 
     @rule()
     def pd_catches_up(self) -> None:
-        self.pd.view = None
+        self.pd.view = self.pd.follower_view = None
 
     @rule(store=stores, times=st.integers(1, 4))
     def store_becomes_unreachable(self, store: int, times: int) -> None:
@@ -109,6 +138,29 @@ class RegionCacheModel(RuleBasedStateMachine):
         entry = self.cache.find(key)
         if entry is not None:
             entry.needs_reload = True
+
+    @rule()
+    def refresh(self) -> None:
+        self.run(lambda _: self.cache._loader.refresh(1.0))
+
+    @rule(key=keys)
+    def a_store_tells_of_newer_buckets(self, key: bytes) -> None:
+        before = self.cache.find(key)
+        if before is None:
+            return
+
+        self.run(lambda backoffer: self.cache.update_buckets(before, self.bucket_version, backoffer))
+
+        entry, truth = self.cache.find(key), self.map.region(key)
+        if entry is None:
+            return
+        part = entry.bucket(key)
+        assert part is not None
+        assert part.contains(key)
+        assert part.intersect(entry.range) == part
+        if (entry.id, entry.epoch) == (truth.id, truth.epoch) and self.pd.view is None and truth.buckets is not None:
+            assert entry.buckets is not None
+            assert entry.buckets.version >= truth.buckets.version
 
     @rule(key=keys)
     def read(self, key: bytes) -> None:
@@ -211,7 +263,7 @@ class RegionCacheModel(RuleBasedStateMachine):
 
     async def catch_up(self) -> None:
         await anyio.sleep(CATCH_UP)
-        self.pd.view = None
+        self.pd.view = self.pd.follower_view = None
 
     async def send(self, key: bytes, backoffer: Backoffer) -> RegionEntry:
         """Send a request as a client does: until the store that leads the Region accepts it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 
 import anyio
 import attrs
@@ -12,6 +13,7 @@ from tikv_region import (
     CodecError,
     InvalidReason,
     KeyCodec,
+    KeyRange,
     KeyspaceCodec,
     PlainCodec,
     RegionCache,
@@ -190,13 +192,34 @@ async def test_the_budget_of_waiting_ends_it_too(cache: RegionCache, pd: MapSour
     assert isinstance(raised.value.__cause__, RegionUnavailable)
 
 
-async def test_bounds_that_are_not_encoded_as_expected_are_fatal(pd: MapSource, backoffer: Backoffer) -> None:
-    cache = RegionCache(pd, TxnV1Codec(), now=anyio.current_time)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda cache, backoffer: cache.locate(b"h", backoffer),
+        lambda cache, backoffer: cache.locate_end(b"h", backoffer),
+        lambda cache, backoffer: cache.locate_end(b"", backoffer),
+        lambda cache, backoffer: cache.locate_range(KeyRange(), backoffer),
+        lambda cache, backoffer: cache.locate_ranges([KeyRange(b"a", b"h")], backoffer),
+        lambda cache, backoffer: cache.locate_id(cache._loader._pd.regions[1].id, backoffer),
+        lambda cache, backoffer: cache.group_keys([b"a", b"h"], backoffer),
+        lambda cache, backoffer: cache.preload(backoffer),
+    ],
+)
+@pytest.mark.parametrize("allow_follower", [False, True])
+async def test_bounds_that_are_not_encoded_as_expected_are_fatal(
+    pd: MapSource,
+    backoffer: Backoffer,
+    allow_follower: bool,
+    operation: Callable[[RegionCache, Backoffer], Awaitable[object]],
+) -> None:
+    config = RegionConfig(allow_follower=allow_follower)
+    cache = RegionCache(pd, TxnV1Codec(), config=config, now=anyio.current_time)
 
     with pytest.raises(CodecError):
-        await cache.locate(b"h", backoffer)
+        await operation(cache, backoffer)
 
     assert backoffer.attempts == 0
+    assert len(pd.calls) == 1
 
 
 async def test_a_region_is_kept_as_long_as_it_is_used(pd: MapSource, backoffer: Backoffer) -> None:

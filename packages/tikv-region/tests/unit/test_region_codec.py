@@ -5,6 +5,7 @@ from typing import Literal
 import pytest
 from hypothesis import given, strategies as st
 from tikv_pd import ConfigError
+from tikv_proto import apipb, keyspacepb
 from tikv_region import (
     CodecError,
     KeyCodec,
@@ -13,6 +14,7 @@ from tikv_region import (
     TxnV1Codec,
     memcomparable_decode,
     memcomparable_encode,
+    split_keyspace,
 )
 
 keys = st.binary(max_size=20)
@@ -179,3 +181,57 @@ def test_a_key_is_in_a_region_exactly_when_its_encoding_is(
     assert codec.decode_region_range(first, last) == (start, end)
     assert (first <= at and (not last or at < last)) == (start <= key and (not end or key < end))
     assert codec.decode_key(codec.encode_key(key)) == key
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((b"r\0\0\x07a", b"r\0\0\x07b"), (b"a", b"b")),
+        ((b"", b""), (b"", b"")),
+        ((b"r\0\0\x06z", b"r\0\0\x07b"), (b"", b"b")),
+        ((b"r\0\0\x07a", b"r\0\0\x08"), (b"a", b"")),
+    ],
+)
+def test_a_range_of_a_response_is_cut_to_the_keyspace(
+    bounds: tuple[bytes, bytes], expected: tuple[bytes, bytes]
+) -> None:
+    assert raw.decode_range(*bounds) == expected
+    assert PlainCodec().decode_range(*bounds) == bounds
+
+
+@pytest.mark.parametrize("bounds", [(b"r\0\0\x08", b""), (b"", b"r\0\0\x07"), (b"x", b"y")])
+def test_a_range_outside_the_keyspace_is_refused(bounds: tuple[bytes, bytes]) -> None:
+    with pytest.raises(CodecError, match="outside keyspace"):
+        raw.decode_range(*bounds)
+
+
+def test_a_codec_is_made_for_a_keyspace_as_pd_tells_of_it() -> None:
+    codec = KeyspaceCodec.from_pb(b"x", keyspacepb.KeyspaceMeta(id=7, name="shop"))
+
+    assert (codec.keyspace_id, codec.keyspace_name, codec.encode_key(b"k")) == (7, "shop", b"x\0\0\x07k")
+
+
+@pytest.mark.parametrize("state", ["DISABLED", "ARCHIVED", "TOMBSTONE"])
+def test_a_keyspace_that_is_not_enabled_is_refused(state: str) -> None:
+    keyspace = keyspacepb.KeyspaceMeta(id=7, name="shop", state=keyspacepb.KeyspaceState.Value(state))
+
+    with pytest.raises(ConfigError, match=state):
+        KeyspaceCodec.from_pb(b"r", keyspace)
+
+
+def test_a_keyspace_of_api_v3_is_not_taken_for_the_default_one() -> None:
+    identity = apipb.KeyspaceIdentity(namespace_id=1, keyspace_id=7)
+
+    with pytest.raises(ConfigError, match="API V3"):
+        KeyspaceCodec.from_pb(b"r", keyspacepb.KeyspaceMeta(keyspace_identity=identity, name="shop"))
+
+
+def test_a_key_of_api_v2_tells_its_keyspace() -> None:
+    assert split_keyspace(raw.encode_key(b"k")) == (b"r", 7, b"k")
+    assert split_keyspace(b"x\xff\xff\xff") == (b"x", 0xFFFFFF, b"")
+
+
+@pytest.mark.parametrize("key", [b"", b"r\0\0", b"t\0\0\0k"])
+def test_a_key_of_no_keyspace_is_refused(key: bytes) -> None:
+    with pytest.raises(CodecError, match="no key of API V2"):
+        split_keyspace(key)

@@ -19,6 +19,7 @@ from tikv_region import (
     EntryTooLarge,
     FlashbackInProgress,
     FlashbackNotPrepared,
+    InvalidTimestamp,
     Next,
     RegionError,
     decide,
@@ -86,6 +87,17 @@ def test_an_error_in_words_alone_is_sent_to_the_next_peer() -> None:
 
     assert decide(error, REGION) == Decision(CacheAction.NEXT_PEER, REGION_MISS, Next.RESEND)
     assert RegionError.from_pb(error, 5, 1).kind == "unknown"
+
+
+def test_a_timestamp_too_far_ahead_is_refused_for_good() -> None:
+    error = errorpb.Error(message="invalid max_ts update: 9 exceeds the limit 5")
+
+    decision = decide(error, REGION)
+
+    assert (decision.action, decision.backoff, decision.next) == (NOTHING, None, Next.FAIL)
+    assert isinstance(decision.error, InvalidTimestamp)
+    assert str(decision.error) == f"Region 5 refused the timestamp of a request: {error.message}"
+    assert not decision.error.retryable
 
 
 def not_leader(peer_id: int, store_id: int) -> errorpb.Error:
