@@ -1,0 +1,299 @@
+"""`ResourceControl`: keeps requests to what their resource group may use."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import anyio
+import attrs
+from google.protobuf.message import Message
+from tikv_pd import Deadline
+from tikv_pd.lowlevel import BackgroundTasks
+from tikv_proto import kvrpcpb
+from tikv_proto.services import Rpc, Tikv
+
+from tikv_rpc.resource_control.charge import counters_of, response_info, written_bytes
+from tikv_rpc.resource_control.controller import TokenController
+from tikv_rpc.resource_control.cost import Access, RequestInfo
+from tikv_rpc.resource_control.details import RuDetails, report
+from tikv_rpc.resource_control.group import GroupState
+from tikv_rpc.resource_control.settings import ResourceControlConfig
+from tikv_rpc.resource_control.source import TokenSource
+
+_BYPASS: Final = "internal_others"
+"""Part of the source of requests that are not limited: few and small, and users would notice. Source: client-go."""
+_NULL_KEYSPACE: Final = 0xFFFFFFFF
+
+
+class _Options(Protocol):
+    @property
+    def resource_group(self) -> str: ...
+    @property
+    def request_source(self) -> str: ...
+
+
+class _Request(Protocol):
+    @property
+    def payload(self) -> bytes: ...
+
+
+class _Region(Protocol):
+    @property
+    def replica_count(self) -> int: ...
+
+
+class _Store(Protocol):
+    @property
+    def id(self) -> int: ...
+    @property
+    def zone(self) -> str: ...
+
+
+class Attempt(Protocol):
+    """What is asked of an attempt."""
+
+    @property
+    def rpc(self) -> Rpc[Any, Any]:
+        """Which RPC it is."""
+        ...
+
+    @property
+    def request(self) -> _Request:
+        """The request."""
+        ...
+
+    @property
+    def entry(self) -> _Region:
+        """The Region it is for."""
+        ...
+
+    @property
+    def store(self) -> _Store:
+        """The store it goes to."""
+        ...
+
+    @property
+    def options(self) -> _Options:
+        """What the caller wants."""
+        ...
+
+    @property
+    def deadline(self) -> Deadline:
+        """When its operation must have ended."""
+        ...
+
+    def patch(self, context: kvrpcpb.Context) -> None:
+        """Add fields to the Context it carries."""
+        ...
+
+
+@attrs.frozen
+class GroupStats:
+    """How a resource group does on this client."""
+
+    details: RuDetails
+    """What its requests cost so far."""
+    tokens: float = 0.0
+    """Tokens (request units) it holds; negative for a debt."""
+    rate: float = 0.0
+    """Tokens a second it gets."""
+    burst_limit: int = 0
+    """Tokens it may save up; 0 for any number, below 0 when nothing is limited."""
+    average: float = 0.0
+    """Request units a second it used lately."""
+    is_throttled: bool = False
+    """Whether PD granted less than was asked for."""
+    is_degraded: bool = False
+    """Whether it goes by its own rate, as PD does not answer."""
+    is_deleted: bool = False
+    """Whether PD knows it no more; it goes by the settings of `default`."""
+
+
+class ResourceControl:
+    """An interceptor that charges requests to their resource group and has them wait for its tokens.
+
+    Active for requests whose options name a resource group, but for those of background jobs, which stores limit by
+    themselves, and those whose request source contains `internal_others`. Before a request is sent it takes what it is
+    sure to cost, and afterwards what it cost on top. It tells the store the group, its priority, and what the group
+    used on other stores meanwhile.
+
+    Use inside `async with`, or run `run` in a task: in it lives the task that gets tokens from PD.
+
+    Args:
+        source: Where groups and tokens come from.
+        config: What this client sets for itself.
+        predict_read_bytes: Returns the bytes that a coprocessor request is expected to read, 0 for no idea; they are
+            charged in advance and settled with what was read.
+        keyspace_id: Whose model of request units holds.
+        now: The clock, in seconds; the one anyio's waits follow.
+
+    Raises, from calls:
+        ResourceGroupThrottled: the group's tokens do not suffice, also not after waiting for some. Nothing was sent; or
+            it was a read, and what it returned cost too much.
+        ResourceGroupNotFound: there is no such group.
+        ResourceGroupUnavailable: PD did not tell its settings.
+        ClosedError: this is not open.
+
+    Source: client-go internal/client/client_interceptor.go.
+    """
+
+    name: Final = "resource_control"
+    """The interceptor's name."""
+
+    def __init__(
+        self,
+        source: TokenSource,
+        config: ResourceControlConfig | None = None,
+        *,
+        predict_read_bytes: Callable[[Attempt], int] | None = None,
+        keyspace_id: int = _NULL_KEYSPACE,
+        now: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        self.config = config if config is not None else ResourceControlConfig()
+        """What this client sets for itself."""
+        self._controller = TokenController(source, now, self.config)
+        self._predict = predict_read_bytes
+        self._keyspace_id = keyspace_id
+        self._now = now
+        self._totals: dict[str, RuDetails] = {}
+        self._background = BackgroundTasks()
+
+    async def __aenter__(self) -> Self:
+        await self._background.__aenter__()
+        started = anyio.Event()
+        self._background.start_soon(self.run, started)
+        await started.wait()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._background.__aexit__(kind, error, traceback)
+
+    async def run(self, started: anyio.Event | None = None) -> None:
+        """Serve until cancelled; requests of groups that wait by then get ClosedError.
+
+        Args:
+            started: Set as soon as requests are served.
+        """
+        await self._controller.run(started)
+
+    async def __call__(self, attempt: Attempt, proceed: Callable[[], Awaitable[Message]]) -> Message:
+        """Charge one attempt."""
+        name, source = attempt.options.resource_group, attempt.options.request_source
+        if not name or _BYPASS in source:
+            return await proceed()
+        controller = self._controller
+        group = await controller.group(name, attempt.deadline)
+        _, separator, job_type = source.rpartition("_")
+        if separator and await controller.is_background(group, job_type, attempt.deadline):
+            return await proceed()
+        request = self._describe(attempt)
+        await self._admit(group, request, attempt)
+        try:
+            response = await proceed()
+        except BaseException:
+            self._refund(name, request)
+            raise
+        await self._settle(name, request, response, attempt)
+        return response
+
+    def stats(self) -> dict[str, GroupStats]:
+        """Return how each group does that was used, by name; one that was not used for minutes tells its cost alone."""
+        return {name: self._stats_of(name, details) for name, details in self._totals.items()}
+
+    def _stats_of(self, name: str, details: RuDetails) -> GroupStats:
+        group = self._controller.groups.get(name)
+        if group is None:
+            return GroupStats(details)
+        bucket = group.bucket
+        return GroupStats(
+            details,
+            bucket.available(self._now()),
+            bucket.rate,
+            bucket.burst,
+            group.average,
+            group.is_throttled,
+            group.is_degraded,
+            group.is_tombstone,
+        )
+
+    def _describe(self, attempt: Attempt) -> RequestInfo:
+        payload, store = attempt.request.payload, attempt.store
+        written = written_bytes(attempt.rpc, payload)
+        own, other = self.config.zone, store.zone
+        access = Access.UNKNOWN
+        if own and other:
+            access = Access.LOCAL_ZONE if own == other else Access.CROSS_ZONE
+        predicted = 0
+        if self._predict is not None and attempt.rpc is Tikv.Coprocessor:
+            predicted = self._predict(attempt)
+        return RequestInfo(
+            is_write=written is not None,
+            store_id=store.id,
+            write_bytes=written or 0,
+            replica_count=attempt.entry.replica_count,
+            size=len(payload),
+            access=access,
+            predicted_read_bytes=predicted,
+        )
+
+    async def _admit(self, group: GroupState, request: RequestInfo, attempt: Attempt) -> None:
+        """Take what a request costs before it is sent, and tell the store whose it is."""
+        controller, model = self._controller, self._controller.settings.model
+        cost = group.before(model, request)
+        wait = 0.0
+        if not group.bucket.is_unlimited:
+            try:
+                wait = await controller.acquire(group, cost.ru, attempt.deadline)
+            except BaseException:
+                group.withdraw(model, request, cost)
+                raise
+        self._add(group.name, RuDetails(cost.read_ru, cost.write_ru, wait))
+        attempt.patch(
+            kvrpcpb.Context(
+                resource_control_context=kvrpcpb.ResourceControlContext(
+                    resource_group_name=group.name,
+                    penalty=group.penalty(request.store_id).to_pb(),
+                    override_priority=group.settings.priority,
+                )
+            )
+        )
+
+    def _refund(self, name: str, request: RequestInfo) -> None:
+        """Give back what was charged for bytes that were not read."""
+        ahead = self._controller.settings.model.precharge(request)
+        group = self._controller.groups.get(name)
+        if ahead > 0 and group is not None:
+            group.bucket.give_back(self._now(), ahead)
+            self._add(name, RuDetails(read_ru=-ahead))
+
+    async def _settle(self, name: str, request: RequestInfo, response: Any, attempt: Attempt) -> None:
+        """Take what an answered request cost on top."""
+        controller = self._controller
+        group = controller.groups.get(name)
+        if group is None:
+            return
+        cost = group.settle(controller.settings.model, request, response_info(attempt.rpc, response))
+        ru_v2 = 0.0
+        counters = counters_of(response)
+        if counters is not None:
+            ru_v2 = self.config.ru_v2_weights.cost(counters, is_write=request.is_write)
+            if controller.settings.version_of(self._keyspace_id) == 2:
+                group.used.ru_v2 += ru_v2
+        self._add(name, RuDetails(cost.read_ru, cost.write_ru, 0.0, ru_v2))
+        if group.bucket.is_unlimited:
+            return
+        if cost.ru < 0:
+            group.bucket.give_back(self._now(), -cost.ru)
+        elif group.may_owe(request, cost):
+            group.bucket.remove(self._now(), cost.ru)
+            controller.look_at(group)
+        else:
+            self._add(name, RuDetails(wait=await controller.acquire(group, cost.ru, attempt.deadline)))
+
+    def _add(self, name: str, details: RuDetails) -> None:
+        self._totals[name] = self._totals.get(name, RuDetails()) + details
+        report(details)

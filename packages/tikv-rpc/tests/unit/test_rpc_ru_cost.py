@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import attrs
+import pytest
+from tikv_proto import kvrpcpb
+from tikv_rpc.resource_control.cost import Access, Consumption, RequestInfo, ResponseInfo, RuModel
+from tikv_rpc.resource_control.ru_v2 import RuV2Weights
+
+MODEL = RuModel()
+READ = RequestInfo(is_write=False, store_id=1)
+MIB = 1 << 20
+
+
+def everything(value: float) -> Consumption:
+    return Consumption(*([value] * len(attrs.fields(Consumption))))
+
+
+def test_a_read_costs_its_base_before_and_its_bytes_and_cpu_afterwards() -> None:
+    before = MODEL.before(READ)
+    after = MODEL.after(READ, ResponseInfo(read_bytes=64 * 1024, cpu_ms=6.0))
+
+    assert before == Consumption(read_ru=pytest.approx(0.475), read_rpcs=1)
+    assert after == Consumption(read_ru=pytest.approx(1 + 2), read_bytes=64 * 1024, cpu_ms=6.0)
+
+
+@pytest.mark.parametrize(("replicas", "times"), [(0, 1), (1, 1), (3, 3)])
+def test_a_write_costs_everything_before_for_each_replica(replicas: int, times: int) -> None:
+    write = RequestInfo(is_write=True, store_id=1, write_bytes=2048, replica_count=replicas)
+
+    cost = MODEL.before(write)
+
+    assert cost == Consumption(write_ru=pytest.approx((1.7 + 2) * times), write_bytes=2048, write_rpcs=1)
+
+
+def test_cpu_of_a_write_is_free_and_bytes_it_reads_are_not() -> None:
+    write = RequestInfo(is_write=True, store_id=1, write_bytes=10)
+
+    cost = MODEL.after(write, ResponseInfo(read_bytes=64 * 1024, cpu_ms=100))
+
+    assert cost == Consumption(read_ru=pytest.approx(1.0), read_bytes=64 * 1024)
+
+
+def test_a_failed_write_gets_back_its_base_and_bytes_once() -> None:
+    write = RequestInfo(is_write=True, store_id=1, write_bytes=1024, replica_count=3)
+
+    cost = MODEL.after(write, ResponseInfo(succeeded=False))
+
+    assert cost == Consumption(write_ru=pytest.approx(-2.0), write_bytes=-1024)
+
+
+def test_a_write_between_zones_counts_its_traffic_and_its_replication() -> None:
+    traffic = {
+        access: (
+            MODEL.before(
+                RequestInfo(is_write=True, store_id=1, write_bytes=100, replica_count=3, size=130, access=access)
+            ).write_cross_zone_bytes,
+            MODEL.after(
+                RequestInfo(is_write=True, store_id=1, access=access), ResponseInfo(size=7)
+            ).write_cross_zone_bytes,
+        )
+        for access in Access
+    }
+
+    assert traffic == {Access.UNKNOWN: (0, 0), Access.LOCAL_ZONE: (200, 0), Access.CROSS_ZONE: (330, 7)}
+
+
+def test_a_read_counts_traffic_only_between_zones() -> None:
+    traffic = {
+        access: (
+            MODEL.before(attrs.evolve(READ, size=30, access=access)).read_cross_zone_bytes,
+            MODEL.after(attrs.evolve(READ, access=access), ResponseInfo(size=7)).read_cross_zone_bytes,
+        )
+        for access in Access
+    }
+
+    assert traffic == {Access.UNKNOWN: (0, 0), Access.LOCAL_ZONE: (0, 0), Access.CROSS_ZONE: (30, 7)}
+
+
+@pytest.mark.parametrize("read_bytes", [0, 100 * 1024, 256 * 1024, 300 * 1024])
+def test_what_was_charged_in_advance_is_settled_with_what_was_read(read_bytes: int) -> None:
+    request = attrs.evolve(READ, predicted_read_bytes=256 * 1024)
+    response = ResponseInfo(read_bytes=read_bytes, cpu_ms=10)
+
+    ahead, settled = MODEL.before(request), MODEL.after(request, response)
+
+    assert ahead.read_ru == pytest.approx(0.475 + 4)
+    assert ahead.read_ru + settled.read_ru == pytest.approx(0.475 + read_bytes / 65536 + 10 / 3)
+
+
+def test_a_write_is_never_charged_for_a_prediction() -> None:
+    write = RequestInfo(is_write=True, store_id=1, predicted_read_bytes=4 * MIB)
+
+    assert MODEL.precharge(write) == 0
+    assert MODEL.before(write).read_ru == 0
+
+
+def test_the_model_of_a_cluster_replaces_each_cost() -> None:
+    model = RuModel(
+        read_base_cost=1,
+        read_per_batch_base_cost=10,
+        read_cost_per_byte=3,
+        write_base_cost=2,
+        write_per_batch_base_cost=20,
+        write_cost_per_byte=5,
+        read_cpu_ms_cost=7,
+    )
+
+    assert model.before(READ).read_ru == pytest.approx(1 + 7)
+    assert model.after(READ, ResponseInfo(read_bytes=2, cpu_ms=1)).read_ru == pytest.approx(6 + 7)
+    assert model.before(RequestInfo(is_write=True, store_id=1, write_bytes=3)).write_ru == pytest.approx(2 + 14 + 15)
+
+
+def test_consumption_adds_and_subtracts_each_part() -> None:
+    used = everything(3)
+
+    used.add(everything(4))
+    assert used == everything(7)
+
+    used.subtract(everything(2))
+    assert used == everything(5)
+    assert used.ru == 10
+
+
+def test_a_copy_does_not_follow() -> None:
+    used = everything(1)
+
+    copy = used.copy()
+    used.add(copy)
+
+    assert copy == everything(1)
+
+
+def test_growth_ignores_what_shrank() -> None:
+    last = Consumption(read_ru=10, write_ru=5, read_bytes=100)
+    now = Consumption(read_ru=8, write_ru=9, read_bytes=100, write_rpcs=1)
+
+    assert now.growth_since(last) == Consumption(write_ru=4, write_rpcs=1)
+    assert Consumption.highest(now, last) == Consumption(read_ru=10, write_ru=9, read_bytes=100, write_rpcs=1)
+
+
+def test_consumption_on_the_wire_has_each_part() -> None:
+    message = Consumption(1, 2, 3, 4, 5, 6, 7, 8, 9, 10).to_pb()
+
+    assert [(field.name, value) for field, value in message.ListFields()] == [
+        ("r_r_u", 1),
+        ("w_r_u", 2),
+        ("read_bytes", 3),
+        ("write_bytes", 4),
+        ("total_cpu_time_ms", 5),
+        ("kv_read_rpc_count", 6),
+        ("kv_write_rpc_count", 7),
+        ("read_cross_az_traffic_bytes", 8),
+        ("write_cross_az_traffic_bytes", 9),
+        ("tikv_r_u_v2", 10),
+    ]
+
+
+def test_the_second_model_weighs_each_counter() -> None:
+    counters = kvrpcpb.RUV2(
+        kv_engine_cache_miss=2,
+        executor_inputs=kvrpcpb.ExecutorInputs(
+            tikv_coprocessor_executor_work_total_batch_index_scan=1000,
+            tikv_coprocessor_executor_work_total_batch_fast_hash_aggr=500,
+        ),
+        coprocessor_executor_iterations=3,
+        coprocessor_response_bytes=10_000,
+        raftstore_store_write_trigger_wb_bytes=4000,
+        storage_processed_keys_batch_get=10,
+        storage_processed_keys_get=1,
+        read_rpc_count=5,
+        write_rpc_count=1,
+    )
+    without_rpc = (
+        0.45975389 * 2
+        + 0.0000315 * 1500
+        + 0.05775369 * 3
+        + 0.00000087 * 10_000
+        + 0.000061 * 4000
+        + 0.00266791 * 10
+        + 0.01416829
+    )
+
+    assert RuV2Weights().cost(counters, is_write=False) == pytest.approx(2.1 * (without_rpc + 0.09642181))
+    assert RuV2Weights().cost(counters, is_write=True) == pytest.approx(2.1 * (without_rpc + 2 * 0.09642181))
+    assert RuV2Weights(scale=0).cost(counters, is_write=True) == 0
