@@ -4,6 +4,8 @@
 - `PdControls` (`cluster.pd`) acts on PD: its faults, its clock, its settings.
 - `StoreFaults` (`cluster.faults`) lets things go wrong with stores, and records what they receive: `StoreCalls` are
   chosen, a `StoreFault` strikes them; `Recording` keeps `ReceivedCall` values.
+- `Network` (`cluster.network`) freezes and cuts connections.
+- `ServerSecurity` is the TLS of its ports.
 - `TsoServers` (`cluster.tso`) are those that give out timestamps in PD's place, if any.
 - `Region`, `Peer`, `RegionEpoch`, `Store`: what it is made of, as values.
 - `EmbeddedError` and its family: what starting or changing it can raise.
@@ -20,9 +22,11 @@ from tikv_embedded.errors import (
     PortInUseError as PortInUseError,
     TopologyError as TopologyError,
 )
+from tikv_embedded.network import Network as Network
 from tikv_embedded.pd.controls import PdControls as PdControls
 from tikv_embedded.pd.tso_servers import TsoServers as TsoServers
 from tikv_embedded.region import Peer as Peer, Region as Region, RegionEpoch as RegionEpoch, Store as Store
+from tikv_embedded.security import ServerSecurity as ServerSecurity
 from tikv_embedded.store.calls import ReceivedCall as ReceivedCall, Recording as Recording
 from tikv_embedded.store.fault_controls import StoreCalls as StoreCalls, StoreFaults as StoreFaults
 from tikv_embedded.store.faults import StoreFault as StoreFault

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from tikv_embedded.cluster import EmbeddedCluster
 from tikv_embedded.errors import EmbeddedError, OptionError
+from tikv_embedded.security import ServerSecurity
 from tikv_embedded.store.api_mode import ApiMode
 
 _PROGRAM = "tikv-embedded"
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pd_members=options.pd_members,
             tso_servers=options.tso_servers,
             http=options.http,
+            security=_security(options),
             split_keys=options.split_keys,
             host=host,
             pd_port=port,
@@ -121,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         help="servers that give out timestamps in PD's place, on free ports (default: %(default)s, PD does it)",
     )
     serve.add_argument("--http", action="store_true", help="let PD's ports answer HTTP too")
+    serve.add_argument("--tls-cert", metavar="FILE", help="certificate of all ports, PEM (default: no TLS)")
+    serve.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
+    serve.add_argument("--tls-client-ca", metavar="FILE", help="authorities of which clients must show a certificate")
     serve.add_argument(
         "--split-keys",
         metavar="K1,K2,...",
@@ -129,6 +134,15 @@ def _parser() -> argparse.ArgumentParser:
         help=r"raw keys at which Regions begin; \xNN stands for a byte",
     )
     return parser
+
+
+def _security(options: argparse.Namespace) -> ServerSecurity | None:
+    cert, key, client_ca = options.tls_cert, options.tls_key, options.tls_client_ca
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise OptionError("TLS needs both --tls-cert and --tls-key")
+    return ServerSecurity(cert_path=cert, key_path=key, client_ca_path=client_ca)
 
 
 def _address(text: str) -> tuple[str, int]:

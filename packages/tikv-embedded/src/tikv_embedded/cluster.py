@@ -15,6 +15,7 @@ from tikv_embedded.bootstrap import open_state, user_bound
 from tikv_embedded.endpoint import Endpoint
 from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine
 from tikv_embedded.errors import ClusterNotRunningError, TopologyError
+from tikv_embedded.network import Network
 from tikv_embedded.options import ClusterOptions, check_options
 from tikv_embedded.pd.clock import Clock
 from tikv_embedded.pd.controls import PdControls
@@ -26,6 +27,8 @@ from tikv_embedded.pd.state import PdState
 from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.pd.tso_servers import TsoServers
 from tikv_embedded.region import Region, Store
+from tikv_embedded.relay import RelayEndpoint
+from tikv_embedded.security import ServerSecurity
 from tikv_embedded.store.fault_controls import StoreFaults
 from tikv_embedded.store.service import TikvService, TikvState
 from tikv_embedded.topology import Topology
@@ -67,6 +70,9 @@ class EmbeddedCluster:
         pd_members: 1 or 3 PD servers.
         tso_servers: 0 to 5 servers that give out timestamps in PD's place, on free ports; 0 lets PD do it.
         http: Whether PD's ports answer HTTP too. Every byte of gRPC with PD is then passed on once more.
+        security: TLS of all ports; None is none.
+        network_faults: Whether connections to all ports can be frozen and cut (`network`). Every byte is then passed
+            on once more.
         split_keys: Raw user keys at which Regions begin (in `v2` keys of keyspace DEFAULT). A new cluster spreads the
             Regions over its stores; an existing one is split where it is not yet.
         host: Address to listen on.
@@ -89,6 +95,8 @@ class EmbeddedCluster:
         pd_members: int = 1,
         tso_servers: int = 0,
         http: bool = False,
+        security: ServerSecurity | None = None,
+        network_faults: bool = False,
         split_keys: Iterable[bytes] = (),
         host: str = "127.0.0.1",
         pd_port: int = 0,
@@ -103,6 +111,8 @@ class EmbeddedCluster:
             pd_members=pd_members,
             tso_servers=tso_servers,
             http=http,
+            security=security,
+            network_faults=network_faults,
             split_keys=split_keys,
             host=host,
             pd_port=pd_port,
@@ -144,7 +154,7 @@ class EmbeddedCluster:
         """Stop all ports and close the data; harmless when not running. Calls under way are cut off."""
         running, self._running = self._running, None
         if running is not None:
-            await _close(running.engine, [*running.pd_endpoints, *running.tso_endpoints, *running.endpoints.values()])
+            await _close(running.engine, _endpoints_of(running))
 
     @property
     def url(self) -> str:
@@ -175,6 +185,11 @@ class EmbeddedCluster:
     def faults(self) -> StoreFaults:
         """What can go wrong with the stores: delays, losses, Region errors, health; and what they receive."""
         return self._state.store_faults
+
+    @property
+    def network(self) -> Network:
+        """What can happen between clients and ports, if the cluster was made with `network_faults`."""
+        return Network(self._all_endpoints)
 
     @property
     def tso(self) -> TsoServers:
@@ -334,7 +349,7 @@ class EmbeddedCluster:
         """Add a running store without peers, and return it."""
         state = self._state
         (store_id,) = state.topology.allocate_ids(1)
-        endpoint = Endpoint(self._options.host)
+        endpoint = self._new_endpoint()
         endpoint.bind()
         service = TikvService(state.tikv, store_id)
         await endpoint.start(service.handlers())
@@ -346,6 +361,15 @@ class EmbeddedCluster:
         if self._running is None:
             raise ClusterNotRunningError("the cluster does not run")
         return self._running
+
+    def _all_endpoints(self) -> list[Endpoint]:
+        return _endpoints_of(self._state)
+
+    def _new_endpoint(self, port: int = 0, *, is_pd: bool = False) -> Endpoint:
+        options = self._options
+        plain = RelayEndpoint if options.network_faults else Endpoint
+        kind = HttpEndpoint if is_pd and options.http else plain
+        return kind(options.host, port, options.security)
 
     def _elect_pd_leader(self) -> None:
         """Let a member that runs lead PD, as long as there is one."""
@@ -384,11 +408,10 @@ class EmbeddedCluster:
         tikv = TikvState(options.mode, topology, engine, oracle, find_service)
         for store_id in topology.stores:
             services[store_id] = TikvService(tikv, store_id)
-            endpoints[store_id] = Endpoint(options.host)
+            endpoints[store_id] = self._new_endpoint()
         pd_ports = [options.pd_port + index if options.pd_port else 0 for index in range(options.pd_members)]
-        kind = HttpEndpoint if options.http else Endpoint
-        pd_endpoints = [kind(options.host, port) for port in pd_ports]
-        tso_endpoints = [Endpoint(options.host) for _ in range(options.tso_servers)]
+        pd_endpoints = [self._new_endpoint(port, is_pd=True) for port in pd_ports]
+        tso_endpoints = [self._new_endpoint() for _ in range(options.tso_servers)]
         for endpoint in (*pd_endpoints, *tso_endpoints, *endpoints.values()):
             started.append(endpoint)
             endpoint.bind()
@@ -397,10 +420,7 @@ class EmbeddedCluster:
             _publish(topology, store_id, endpoint)
         topology.watch_stores(lambda store_id: endpoints[store_id].is_running)
         topology.elect()
-        members = tuple(
-            PdMember(index, f"pd-{index}", f"http://{endpoint.address}")
-            for index, endpoint in enumerate(pd_endpoints, 1)
-        )
+        members = tuple(PdMember(index, f"pd-{index}", endpoint.url) for index, endpoint in enumerate(pd_endpoints, 1))
         pd = PdState.open(options.mode, engine, topology, oracle, keyspaces, PdMembers(members, members[0]), clock)
         tso = TsoServers(pd, tso_endpoints)
         await tso.serve()
@@ -422,6 +442,10 @@ class EmbeddedCluster:
             endpoints,
             StoreFaults(tikv.watch, services),
         )
+
+
+def _endpoints_of(running: _Running) -> list[Endpoint]:
+    return [*running.pd_endpoints, *running.tso_endpoints, *running.endpoints.values()]
 
 
 def _publish(topology: Topology, store_id: int, endpoint: Endpoint) -> Store:

@@ -14,6 +14,7 @@ import grpc.aio
 from tikv_embedded.errors import PortInUseError
 from tikv_embedded.health import ServerHealth
 from tikv_embedded.rpc_handlers import Handler, generic_handlers
+from tikv_embedded.security import ServerSecurity
 
 _OPTIONS = (
     # TiKV limits neither side; grpcio would refuse requests above 4 MiB.
@@ -70,10 +71,12 @@ class Endpoint:
     Args:
         host: Address to listen on.
         port: 0 takes a free one when first bound; later it is the same one again.
+        security: TLS; None is none.
     """
 
-    def __init__(self, host: str, port: int = 0) -> None:
+    def __init__(self, host: str, port: int = 0, security: ServerSecurity | None = None) -> None:
         self._host = host
+        self._security = security
         self._server: grpc.aio.Server | None = None
         self._calls = _Calls()
         self.port = port
@@ -85,16 +88,27 @@ class Endpoint:
         """host:port, with the brackets of an IPv6 host."""
         return f"[{self._host}]:{self.port}" if ":" in self._host else f"{self._host}:{self.port}"
 
+    @property
+    def url(self) -> str:
+        """The address as an http or https URL, which is how PD tells addresses of its own."""
+        return f"{'http' if self._security is None else 'https'}://{self.address}"
+
     def bind(self) -> None:
         """Take the port.
 
         Raises:
             PortInUseError: something else listens there, or the address is not of this machine.
+            OptionError: the certificates cannot be used.
         """
         _probe(self._host, self.port)
+        credentials = None if self._security is None else self._security.credentials()
         server = grpc.aio.server(options=_OPTIONS, interceptors=(self._calls,))
         try:
-            self.port = server.add_insecure_port(self.address)
+            self.port = (
+                server.add_insecure_port(self.address)
+                if credentials is None
+                else server.add_secure_port(self.address, credentials)
+            )
         except RuntimeError as error:
             raise PortInUseError(f"cannot listen on {self.address}") from error
         self._server = server

@@ -10,6 +10,7 @@ from typing import TypeVar
 import attrs
 
 from tikv_embedded.errors import OptionError
+from tikv_embedded.security import ServerSecurity
 from tikv_embedded.store.api_mode import ApiMode
 
 _T = TypeVar("_T")
@@ -31,6 +32,8 @@ class ClusterOptions:
     pd_members: int
     tso_servers: int = 0
     http: bool = False
+    security: ServerSecurity | None = None
+    network_faults: bool = False
     split_keys: tuple[bytes, ...]
     host: str
     pd_port: int
@@ -47,6 +50,8 @@ def check_options(
     pd_members: int,
     tso_servers: int,
     http: bool,
+    security: ServerSecurity | None,
+    network_faults: bool,
     split_keys: Iterable[bytes],
     host: str,
     pd_port: int,
@@ -73,6 +78,8 @@ def check_options(
     keys, names = _items("split_keys", split_keys, bytes), _items("keyspaces", keyspaces, str)
     if names and modes[api_version] is not ApiMode.V2:
         raise OptionError("keyspaces need api_version='v2'")
+    if security is not None:
+        security.check()
     if not host:
         raise OptionError("host must be an address to listen on")
     return ClusterOptions(
@@ -82,6 +89,8 @@ def check_options(
         pd_members=pd_members,
         tso_servers=tso_servers,
         http=http,
+        security=security,
+        network_faults=network_faults,
         split_keys=keys,
         host=host,
         pd_port=pd_port,

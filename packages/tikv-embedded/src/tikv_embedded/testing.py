@@ -54,9 +54,13 @@ class BareClient:
     """Sends requests as they are, to the address it is told: no cache, no retry, no codec.
 
     An async context manager; leaving it cancels its streams and cuts its connections.
+
+    Args:
+        credentials: For a cluster with TLS; None is for one without.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self._credentials = credentials
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._calls: list[grpc.aio.Call] = []
 
@@ -120,7 +124,11 @@ class BareClient:
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
             unlimited = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
-            self._channels[address] = grpc.aio.insecure_channel(address, options=unlimited)
+            self._channels[address] = (
+                grpc.aio.insecure_channel(address, options=unlimited)
+                if self._credentials is None
+                else grpc.aio.secure_channel(address, self._credentials, options=unlimited)
+            )
         return self._channels[address]
 
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 import pytest
+import trustme
 from tikv_embedded.engine import RocksEngine
 from tikv_proto import kvrpcpb, metapb, pdpb
 from tikv_proto.services import PD, Rpc, Tikv
@@ -238,6 +239,8 @@ def test_the_version_is_the_packages() -> None:
         (["serve", "--pd", "tikv://127.0.0.1:1"], "HOST:PORT"),
         (["serve", "--pd", "127.0.0.1:65535", "--pd-members", "3"], "65535"),
         (["serve", "--split-keys", "a,,b"], "empty key"),
+        (["serve", "--tls-cert", "server.pem"], "--tls-key"),
+        (["serve", "--tls-cert", "missing.pem", "--tls-key", "missing.key"], "missing.pem"),
         (["serve", "--colour"], "--colour"),
     ],
     ids=" ".join,
@@ -399,4 +402,19 @@ async def test_timestamps_apart_from_pd_and_http_can_be_asked_for() -> None:
         assert pong.startswith(b"HTTP/1.1 200 OK\r\n")
         assert list(info.serviceModes) == [pdpb.ServiceMode.API_SVC_MODE]
         assert len(info.tso_urls) == 2
+        assert server.stop() == (0, "", "")
+
+
+async def test_ports_speak_tls_if_asked_to(tmp_path: Path) -> None:
+    authority, cert, key = trustme.CA(), tmp_path / "server.pem", tmp_path / "server.key"
+    issued = authority.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+
+    with Server("--tls-cert", str(cert), "--tls-key", str(key)) as server:
+        async with grpc.aio.secure_channel(server.pd_addresses[0], credentials) as channel:
+            members = await call(channel, PD.GetMembers)(pdpb.GetMembersRequest())
+
+        assert list(members.leader.client_urls) == [f"https://{server.pd_addresses[0]}"]
         assert server.stop() == (0, "", "")

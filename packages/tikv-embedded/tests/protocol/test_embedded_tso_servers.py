@@ -59,6 +59,18 @@ async def test_pd_points_at_the_servers(cluster: EmbeddedCluster, client: BareCl
     assert list(info.tso_urls) == [f"http://{address}" for address in cluster.tso.addresses]
 
 
+async def test_pd_says_that_it_gives_out_timestamps_itself_while_servers_are_withdrawn(
+    cluster: EmbeddedCluster, client: BareClient
+) -> None:
+    cluster.tso.withdraw()
+    without = await client.call(cluster.pd_addresses[0], PD.GetClusterInfo, pdpb.GetClusterInfoRequest())
+    cluster.tso.announce()
+    again = await client.call(cluster.pd_addresses[0], PD.GetClusterInfo, pdpb.GetClusterInfoRequest())
+
+    assert (list(without.serviceModes), list(without.tso_urls)) == ([pdpb.ServiceMode.PD_SVC_MODE], [])
+    assert list(again.tso_urls) == [f"http://{address}" for address in cluster.tso.addresses]
+
+
 async def test_the_primary_gives_out_timestamps_in_line_with_pd(cluster: EmbeddedCluster, client: BareClient) -> None:
     first = await timestamp(cluster, client, 0, count=5, callee_id=cluster.tso.addresses[0])
     later = (await client.ask_pd(cluster, PD.GetMinTS)).timestamp

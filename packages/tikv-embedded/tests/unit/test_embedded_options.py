@@ -17,6 +17,8 @@ DEFAULTS: dict[str, Any] = {
     "pd_members": 1,
     "tso_servers": 0,
     "http": False,
+    "security": None,
+    "network_faults": False,
     "split_keys": (),
     "host": "127.0.0.1",
     "pd_port": 0,

@@ -20,8 +20,8 @@ class TsoServers:
     def __init__(self, state: PdState, endpoints: list[Endpoint]) -> None:
         self._state = state
         self._endpoints = endpoints
-        addresses = tuple(endpoint.address for endpoint in endpoints)
-        self._groups = TsoGroups(state.topology.cluster_id, state.oracle, state.pairs, addresses)
+        urls = tuple(endpoint.url for endpoint in endpoints)
+        self._groups = TsoGroups(state.topology.cluster_id, state.oracle, state.pairs, urls)
 
     @property
     def addresses(self) -> list[str]:
@@ -38,9 +38,17 @@ class TsoServers:
         self._groups.forget_primaries()
         if self._endpoints:
             self._groups.set_primary(DEFAULT_GROUP, 0)
-            self._state.tso_urls[:] = [f"http://{address}" for address in self.addresses]
+            self.announce()
         for server, endpoint in enumerate(self._endpoints):
             await endpoint.start(self._handlers(server))
+
+    def announce(self) -> None:
+        """Let PD point at all servers, as it does from the start."""
+        self._state.tso_urls[:] = [endpoint.url for endpoint in self._endpoints]
+
+    def withdraw(self) -> None:
+        """Let PD say that it gives out timestamps itself, until `announce`. Servers that run go on as before."""
+        self._state.tso_urls.clear()
 
     def move_keyspace(self, keyspace_id: int, group: int) -> None:
         """Put a keyspace in a keyspace group, which is made if it is new.

@@ -31,8 +31,8 @@ class TsoGroups:
     cluster_id: int
     oracle: TimestampOracle
     pairs: RevisionedStore
-    addresses: tuple[str, ...]
-    """host:port of each server."""
+    urls: tuple[str, ...]
+    """`http://host:port` of each server, https with TLS."""
     primaries: dict[int, int] = attrs.field(factory=dict, init=False)
     """Group → index of the server that serves it."""
     moved: dict[int, int] = attrs.field(factory=dict, init=False)
@@ -59,7 +59,7 @@ class TsoGroups:
         """Let a server serve a group, and tell so where clients of older PDs look."""
         self.primaries[group] = server
         name = f"tso-{server + 1}"
-        participant = tsopb.Participant(name=name, id=server + 1, listen_urls=[f"http://{self.addresses[server]}"])
+        participant = tsopb.Participant(name=name, id=server + 1, listen_urls=[self.urls[server]])
         self.pairs.apply([Change(self._prefix + f"{group:05d}/primary".encode(), participant.SerializeToString())])
 
     def forget_primaries(self) -> None:
@@ -77,13 +77,13 @@ class TsoService:
 
     Args:
         groups: Shared with the other servers.
-        server: Its index in `groups.addresses`.
+        server: Its index in `groups.urls`.
     """
 
     def __init__(self, groups: TsoGroups, server: int) -> None:
         self._groups = groups
         self._server = server
-        self._address = groups.addresses[server]
+        self._address = groups.urls[server].partition("//")[2]
 
     def handlers(self) -> list[Handler]:
         """Return what this server answers."""
@@ -127,8 +127,8 @@ class TsoService:
             return tsopb.FindGroupByKeyspaceIDResponse(header=self._header(request.header.keyspace_group_id, refusal))
         group = groups.group_of(request.keyspace_id)
         members = [
-            tsopb.KeyspaceGroupMember(address=f"http://{address}", is_primary=groups.primaries[group] == server)
-            for server, address in enumerate(groups.addresses)
+            tsopb.KeyspaceGroupMember(address=url, is_primary=groups.primaries[group] == server)
+            for server, url in enumerate(groups.urls)
         ]
         return tsopb.FindGroupByKeyspaceIDResponse(
             header=self._header(group),
