@@ -1,0 +1,256 @@
+"""Timestamps while those who grant them crash, move and hand over: they grow, none comes twice, and no caller fails."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+
+import anyio
+import anyio.abc
+import attrs
+import pytest
+from tikv_embedded import EmbeddedCluster
+from tikv_pd import DeadlineExceeded, PdClient, PdConfig
+
+TASKS = 500
+"""Callers of each client at the same time."""
+CONFIG = PdConfig(timeout=0.5, service_interval=0.2)
+"""Less patient than by default, so that lost messages and new modes are noticed while the test lasts."""
+
+Change = Callable[[], Awaitable[None]]
+
+
+class Draws:
+    """Timestamps that many tasks draw from several clients, checked as they come.
+
+    Args:
+        total: How many.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.left = total
+        self.granted: list[list[int]] = []
+        """What each client was granted, in the order in which its callers were told."""
+        self._highest = 0
+
+    def begin(self, tasks: anyio.abc.TaskGroup, clients: list[PdClient]) -> None:
+        """Start to draw from all clients."""
+        for client in clients:
+            granted: list[int] = []
+            self.granted.append(granted)
+            for _ in range(TASKS):
+                tasks.start_soon(self._draw, client, granted)
+
+    async def _draw(self, client: PdClient, granted: list[int]) -> None:
+        while self.left > 0:
+            self.left -= 1
+            told_before = self._highest
+            ts = (await client.get_ts(timeout=20)).ts
+            # Whichever client was told: PD promises it across clients, and so for each one.
+            assert ts > told_before
+            granted.append(ts)
+            self._highest = max(self._highest, ts)
+
+    def check(self, total: int) -> None:
+        """Check that there are so many and no two are equal."""
+        everything = [ts for granted in self.granted for ts in granted]
+        assert len(everything) == total
+        assert len(set(everything)) == total
+        assert all(len(granted) > total // 10 for granted in self.granted)
+
+
+@attrs.define
+class Asked:
+    """Who granted timestamps; an observer."""
+
+    addresses: set[str] = attrs.field(factory=set)
+    """Address of each."""
+    failures: int = 0
+    """How many messages were answered otherwise."""
+
+    def observe(self, rpc: str, address: str, seconds: float, outcome: str) -> None:
+        """Take note of an RPC."""
+        del seconds
+        if rpc == "Tso" and outcome == "OK":
+            self.addresses.add(address)
+        elif rpc == "Tso":
+            self.failures += 1
+
+
+async def draw(cluster: EmbeddedCluster, total: int, changes: Iterator[Change]) -> Asked:
+    """Draw timestamps with two clients while a change happens every now and then; return who granted them."""
+    draws, asked = Draws(total), Asked()
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(PdClient(cluster.url, config=CONFIG, observer=asked)) for _ in range(2)
+        ]
+        async with anyio.create_task_group() as tasks:
+            draws.begin(tasks, clients)
+            while draws.left > 0:
+                await next(changes)()
+                await anyio.sleep(0.05)
+    draws.check(total)
+    return asked
+
+
+def pd_changes(cluster: EmbeddedCluster, rng: random.Random) -> Iterator[Change]:
+    """Yield what may happen to three PD members: messages are lost, all are down once, then one at a time."""
+    down: list[int] = []
+
+    def running() -> int:
+        return rng.choice([index for index in range(3) if index not in down])
+
+    async def lose() -> None:
+        rng.choice([cluster.pd.lose_answers, cluster.pd.lose_requests])("Tso")
+
+    async def outage() -> None:
+        for index in range(3):
+            await cluster.stop_pd_member(index)
+        for index in rng.sample(range(3), 3):
+            await cluster.start_pd_member(index)
+
+    async def move() -> None:
+        cluster.transfer_pd_leader(running())
+
+    async def crash_the_leader() -> None:
+        index = running()
+        cluster.transfer_pd_leader(index)
+        await anyio.sleep(0.05)
+        await cluster.stop_pd_member(index)
+        await cluster.start_pd_member(index)
+
+    async def crash_or_restart() -> None:
+        if down:
+            await cluster.start_pd_member(down.pop())
+        else:
+            down.append(running())
+            await cluster.stop_pd_member(down[0])
+
+    async def cut() -> None:
+        cluster.pd.refuse("Tso", rng.choice(["UNAVAILABLE", "UNKNOWN", "CANCELLED", "RESOURCE_EXHAUSTED"]))
+
+    yield lose
+    yield outage
+    while True:
+        yield rng.choice([move, move, crash_the_leader, crash_or_restart, crash_or_restart, cut, cut])
+
+
+def tso_changes(cluster: EmbeddedCluster, rng: random.Random) -> Iterator[Change]:
+    """Yield what may happen to three TSO servers, and to the PD that points at them."""
+    down: list[int] = []
+    tso = cluster.tso
+
+    def running() -> int:
+        return rng.choice([server for server in range(3) if server not in down])
+
+    async def lose() -> None:
+        cluster.pd.lose_answers("FindGroupByKeyspaceID")
+        cluster.pd.lose_requests("Tso")
+
+    async def outage() -> None:
+        for server in range(3):
+            await tso.stop(server)
+        for server in rng.sample(range(3), 3):
+            await tso.start(server)
+
+    async def move() -> None:
+        tso.transfer_primary(running())
+
+    async def crash_the_primary() -> None:
+        server = tso.keyspace_groups[0]
+        await tso.stop(server)
+        await tso.start(server)
+
+    async def crash_or_restart() -> None:
+        if down:
+            await tso.start(down.pop())
+        else:
+            down.append(running())
+            await tso.stop(down[0])
+
+    async def crash_pd() -> None:
+        await cluster.stop_pd_member(0)
+        move_on = rng.choice([move, crash_the_primary])
+        await move_on()
+        await anyio.sleep(0.05)
+        await cluster.start_pd_member(0)
+
+    async def mislead() -> None:
+        cluster.pd.answer_error("FindGroupByKeyspaceID", "UNKNOWN")
+        cluster.pd.refuse("Tso", "UNKNOWN")
+
+    yield lose
+    yield outage
+    while True:
+        yield rng.choice([move, move, crash_the_primary, crash_or_restart, crash_or_restart, crash_pd, mislead])
+
+
+def mode_changes(cluster: EmbeddedCluster, rng: random.Random) -> Iterator[Change]:
+    """Yield changes of the mode, with time to notice, and moves of those who grant timestamps on either side."""
+
+    async def to_pd() -> None:
+        cluster.tso.withdraw()
+
+    async def to_servers() -> None:
+        cluster.tso.announce()
+
+    async def move() -> None:
+        cluster.tso.transfer_primary(rng.randrange(2))
+        cluster.transfer_pd_leader(rng.randrange(3))
+
+    async def wait() -> None:
+        await anyio.sleep(2 * CONFIG.service_interval)
+
+    async def abandon() -> None:
+        """Let the servers die once PD has taken over."""
+        cluster.tso.withdraw()
+        for server in range(2):
+            await cluster.tso.stop(server)
+        await anyio.sleep(0.1)
+        for server in range(2):
+            await cluster.tso.start(server)
+
+    while True:
+        yield from (to_pd, wait, move, to_servers, wait, move, abandon)
+
+
+async def test_a_million_timestamps_while_members_crash_and_leaders_move_grow_and_differ() -> None:
+    async with EmbeddedCluster(stores=1, pd_members=3) as cluster:
+        members = cluster.pd_addresses
+        asked = await draw(cluster, 1_000_000, pd_changes(cluster, random.Random(1)))
+
+    assert 1 < len(asked.addresses & set(members))
+    assert asked.failures
+
+
+async def test_timestamps_of_tso_servers_grow_and_differ_while_primaries_move_and_servers_die() -> None:
+    async with EmbeddedCluster(stores=1, tso_servers=3) as cluster:
+        servers = cluster.tso.addresses
+        asked = await draw(cluster, 500_000, tso_changes(cluster, random.Random(1)))
+
+    assert 1 < len(asked.addresses & set(servers))
+    assert asked.failures
+
+
+async def test_timestamps_grow_and_differ_while_pd_and_tso_servers_take_turns() -> None:
+    async with EmbeddedCluster(stores=1, pd_members=3, tso_servers=2) as cluster:
+        members, servers = cluster.pd_addresses, cluster.tso.addresses
+        asked = await draw(cluster, 500_000, mode_changes(cluster, random.Random(1)))
+
+    assert asked.addresses & set(members)
+    assert asked.addresses & set(servers)
+
+
+async def test_servers_are_asked_where_there_are_any_and_pd_where_that_is_wanted() -> None:
+    async with (
+        EmbeddedCluster(stores=1, tso_servers=1) as cluster,
+        PdClient(cluster.url) as client,
+        PdClient(cluster.url, config=PdConfig(tso_from_pd=True)) as pinned,
+    ):
+        await client.get_ts()
+        await cluster.tso.stop(0)
+
+        assert (await pinned.get_ts()).physical
+        with pytest.raises(DeadlineExceeded):
+            await client.get_ts(timeout=0.3)
