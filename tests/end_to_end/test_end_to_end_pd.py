@@ -7,7 +7,17 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 from tikv_embedded import EmbeddedCluster
-from tikv_pd import DataCompacted, MetaEvent, PdClient, PdConfig, Watch
+from tikv_pd import (
+    Consumption,
+    DataCompacted,
+    MetaEvent,
+    PdClient,
+    PdConfig,
+    ResourceGroup,
+    Runaway,
+    TokenRequest,
+    Watch,
+)
 
 
 @pytest.fixture
@@ -115,3 +125,73 @@ async def test_the_streams_of_watches_end_with_the_client(cluster: EmbeddedClust
         await idle.__aenter__()
         await pd.meta.put(b"idle", b"1")
         await anext(idle)
+
+
+async def test_settings_of_resource_groups_are_watched(pd: PdClient) -> None:
+    loaded = await pd.resource_groups.load()
+    async with pd.resource_groups.watch(revision=loaded.revision + 1) as watch:
+        await pd.resource_groups.add(ResourceGroup("reports", 100, 200, runaway=Runaway("Kill", max_elapsed=1.5)))
+        await pd.resource_groups.delete("reports")
+        with anyio.fail_after(20):
+            told = [await anext(watch), await anext(watch)]
+
+    assert [(change.name, change.group and change.group.runaway) for change in told] == [
+        ("reports", Runaway("Kill", max_elapsed=1.5)),
+        ("reports", None),
+    ]
+
+
+async def test_tokens_are_granted_while_leaders_move_and_members_die(cluster: EmbeddedCluster, pd: PdClient) -> None:
+    await pd.resource_groups.add(ResourceGroup("reports", 1000, 2000))
+    answered = 0
+
+    async def acquire(number: int) -> None:
+        nonlocal answered
+        for _ in range(10):
+            requests = [TokenRequest("reports", 5, Consumption(read_ru=2)), TokenRequest("default", 1)]
+            granted = await pd.resource_groups.acquire_token_buckets(requests, client_id=number, period=1)
+            assert [grant.group for grant in granted] == ["reports", "default"]
+            assert all(grant.tokens > 0 for grant in granted)
+            answered += 1
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(4):
+            tasks.start_soon(acquire, number)
+        for member in (1, 2):
+            await anyio.sleep(0.02)
+            cluster.transfer_pd_leader(member)
+        await cluster.stop_pd_member(2)
+        await anyio.sleep(0.1)
+        await cluster.start_pd_member(2)
+
+    group = await pd.resource_groups.get("reports", with_ru_stats=True)
+    assert answered == 40
+    assert group is not None
+    assert group.consumption is not None
+    # What was reported by an attempt without an answer counts as often as it arrived.
+    assert group.consumption.read_ru >= 80
+
+
+async def test_tokens_of_a_keyspace() -> None:
+    async with (
+        EmbeddedCluster(stores=1, api_version="v2", keyspaces=["orders"]) as cluster,
+        PdClient(cluster.url) as pd,
+    ):
+        orders = await pd.keyspaces.get("orders")
+        groups = pd.resource_groups.of_keyspace(orders.id)
+        await groups.add(ResourceGroup("reports", 1000, 2000))
+        granted = await groups.acquire_token_buckets([TokenRequest("reports", 5)], client_id=1)
+
+        assert [grant.group for grant in granted] == ["reports"]
+        assert await pd.resource_groups.get("reports") is None
+
+
+async def test_a_lost_answer_to_a_request_for_tokens_is_asked_for_again(cluster: EmbeddedCluster) -> None:
+    async with PdClient(cluster.url, config=PdConfig(timeout=0.2)) as pd:
+        cluster.pd.lose_answers("AcquireTokenBuckets")
+        cluster.pd.refuse("AcquireTokenBuckets")
+
+        with anyio.fail_after(20):
+            granted = await pd.resource_groups.acquire_token_buckets([TokenRequest("default", 1)], client_id=1)
+
+    assert [grant.tokens for grant in granted] == [1]

@@ -76,13 +76,23 @@ from tikv_pd.meta_storage import (
 from tikv_pd.observer import (
     PdObserver as PdObserver,
 )
-from tikv_pd.resource_groups import (
-    ResourceGroup as ResourceGroup,
+from tikv_pd.resource_control import (
+    ResourceGroupChange as ResourceGroupChange,
     ResourceGroups as ResourceGroups,
+    ResourceGroupSettings as ResourceGroupSettings,
+)
+from tikv_pd.resource_groups import (
+    Consumption as Consumption,
+    ResourceGroup as ResourceGroup,
+    Runaway as Runaway,
 )
 from tikv_pd.timestamp import (
     LATEST as LATEST,
     Timestamp as Timestamp,
+)
+from tikv_pd.tokens import (
+    TokenGrant as TokenGrant,
+    TokenRequest as TokenRequest,
 )
 from tikv_pd.topology import (
     Buckets as Buckets,

@@ -16,7 +16,13 @@ _FINAL_CODES: Final = frozenset({"UNIMPLEMENTED", "INVALID_ARGUMENT", "PERMISSIO
 _FINAL_CODES_OF_METHOD: Final = {
     # PD's resource manager has no other way to refuse.
     method: frozenset({"UNKNOWN"})
-    for method in ("AddResourceGroup", "ModifyResourceGroup", "DeleteResourceGroup", "ListResourceGroups")
+    for method in (
+        "AddResourceGroup",
+        "ModifyResourceGroup",
+        "DeleteResourceGroup",
+        "GetResourceGroup",
+        "ListResourceGroups",
+    )
 }
 _PASSING_KINDS: Final = frozenset({"NOT_BOOTSTRAPPED"})
 """Header errors that pass by themselves: stores are about to join."""

@@ -28,7 +28,7 @@ from tikv_pd.keyspaces import Keyspaces, enabled
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
 from tikv_pd.meta_storage import GlobalConfigs, MetaStorage
 from tikv_pd.observer import ObservedTransport, PdObserver
-from tikv_pd.resource_groups import ResourceGroups
+from tikv_pd.resource_control import ResourceGroups
 from tikv_pd.timestamp import Timestamp
 from tikv_pd.topology import Keyspace, Member, Operator, Region, Store
 from tikv_pd.tso import Tso

@@ -14,6 +14,7 @@ from tikv_proto.services import PD, Keyspace as KeyspaceService, MetaStorage, Re
 
 from tikv_pd.fake_gc import FakeGc
 from tikv_pd.fake_meta import FakeMeta
+from tikv_pd.fake_resources import FakeResources
 from tikv_pd.memory_transport import (
     Handlers,
     MemoryTransport,
@@ -23,7 +24,6 @@ from tikv_pd.memory_transport import (
     fail,
     request_metadata,
 )
-from tikv_pd.resource_groups import ResourceGroup
 from tikv_pd.timestamp import LOGICAL_BITS, Timestamp
 from tikv_pd.topology import Keyspace, Operator, Peer, Region, RegionEpoch, Store
 
@@ -92,7 +92,9 @@ class FakePd:
         """Garbage collection."""
         self.meta = FakeMeta()
         """PD's own storage, and the configuration in it."""
-        self.resource_groups = {"default": ResourceGroup("default", 2**31 - 1, -1)}
+        self.resources = FakeResources(self.meta)
+        """Resource groups, and the tokens they get."""
+        self.resource_groups = self.resources.groups
         """The resource groups by name."""
         self.timestamp = Timestamp(1_000_000, 0)
         """The last timestamp granted."""
@@ -238,14 +240,9 @@ class FakePd:
             KeyspaceService.LoadKeyspaceByID: self._load_keyspace_by_id,
             KeyspaceService.GetAllKeyspaces: self._get_keyspaces,
             KeyspaceService.UpdateKeyspaceState: self._update_keyspace,
-            ResourceManager.ListResourceGroups: lambda _: resource_manager.ListResourceGroupsResponse(
-                groups=[group.to_pb() for group in self.resource_groups.values()]
-            ),
-            ResourceManager.AddResourceGroup: self._put_resource_group,
-            ResourceManager.ModifyResourceGroup: self._modify_resource_group,
-            ResourceManager.DeleteResourceGroup: self._delete_resource_group,
             **self.gc.answers(),
             **self.meta.answers(),
+            **self.resources.answers(),
         }
         served: dict[AnyRpc, UnaryHandler | StreamHandler] = {
             rpc: self._unary(address, rpc, answer) for rpc, answer in answers.items()
@@ -255,6 +252,7 @@ class FakePd:
         served[PD.Tso] = lambda stream: self._tso(address, stream)
         served[PD.QueryRegion] = lambda stream: self._query_regions(address, stream)
         served[MetaStorage.Watch] = lambda stream: self._watch(address, stream)
+        served[ResourceManager.AcquireTokenBuckets] = lambda stream: self._acquire_tokens(address, stream)
         served[KeyspaceService.WatchKeyspaces] = lambda stream: self._watch_keyspaces(address, stream)
         return served
 
@@ -342,6 +340,16 @@ class FakePd:
             message=error.message,
         )
         await stream.send(meta_storagepb.WatchResponse(header=meta_storagepb.ResponseHeader(error=told)))
+
+    async def _acquire_tokens(self, address: str, stream: ServerStream) -> None:
+        while True:
+            request: resource_manager.TokenBucketsRequest = await stream.receive()
+            error = await self._admit(address, ResourceManager.AcquireTokenBuckets, request)
+            if error is not None:
+                told = resource_manager.Error(message=error.message)
+                await stream.send(resource_manager.TokenBucketsResponse(error=told))
+            else:
+                await stream.send(self.resources.grant(request))
 
     async def _watch_keyspaces(self, address: str, stream: ServerStream) -> None:
         error = await self._admit(address, KeyspaceService.WatchKeyspaces, await stream.receive())
@@ -460,26 +468,6 @@ class FakePd:
         changed, self._keyspaces_changed = self._keyspaces_changed, anyio.Event()
         changed.set()
         return keyspacepb.UpdateKeyspaceStateResponse(keyspace=keyspace.to_pb())
-
-    def _put_resource_group(
-        self, request: resource_manager.PutResourceGroupRequest
-    ) -> resource_manager.PutResourceGroupResponse:
-        self.resource_groups[request.group.name] = ResourceGroup.from_pb(request.group)
-        return resource_manager.PutResourceGroupResponse(body="Success!")
-
-    def _modify_resource_group(
-        self, request: resource_manager.PutResourceGroupRequest
-    ) -> resource_manager.PutResourceGroupResponse:
-        if request.group.name not in self.resource_groups:
-            raise fail("UNKNOWN", f"the {request.group.name} resource group does not exist")
-        return self._put_resource_group(request)
-
-    def _delete_resource_group(
-        self, request: resource_manager.DeleteResourceGroupRequest
-    ) -> resource_manager.DeleteResourceGroupResponse:
-        if self.resource_groups.pop(request.resource_group_name, None) is None:
-            raise fail("UNKNOWN", f"the {request.resource_group_name} resource group does not exist")
-        return resource_manager.DeleteResourceGroupResponse(body="Success!")
 
     def _get_operator(self, request: pdpb.GetOperatorRequest) -> pdpb.GetOperatorResponse:
         operator = self.operators.get(request.region_id)

@@ -11,6 +11,7 @@ from typing import Any
 from tikv_pd.fake_gc import FakeGc as FakeGc
 from tikv_pd.fake_meta import FakeMeta as FakeMeta
 from tikv_pd.fake_pd import FakePd as FakePd
+from tikv_pd.fake_resources import FakeResources as FakeResources
 from tikv_pd.fake_tso import FakeTso as FakeTso
 from tikv_pd.memory_transport import (
     EventWaiter as EventWaiter,
