@@ -220,7 +220,7 @@ async def test_a_million_timestamps_while_members_crash_and_leaders_move_grow_an
         members = cluster.pd_addresses
         asked = await draw(cluster, 1_000_000, pd_changes(cluster, random.Random(1)))
 
-    assert 1 < len(asked.addresses & set(members))
+    assert len(asked.addresses & set(members)) > 1
     assert asked.failures
 
 
@@ -229,7 +229,7 @@ async def test_timestamps_of_tso_servers_grow_and_differ_while_primaries_move_an
         servers = cluster.tso.addresses
         asked = await draw(cluster, 500_000, tso_changes(cluster, random.Random(1)))
 
-    assert 1 < len(asked.addresses & set(servers))
+    assert len(asked.addresses & set(servers)) > 1
     assert asked.failures
 
 
