@@ -35,17 +35,15 @@ FEEDBACK_TIMEOUT: Final = 2.0
 class _Look:
     """One question to a store whether it serves."""
 
-    __slots__ = ("address", "done", "liveness", "store")
+    __slots__ = ("done", "liveness")
 
-    def __init__(self, store: StoreEntry) -> None:
-        self.store = store
-        self.address = store.address
+    def __init__(self) -> None:
         self.done = anyio.Event()
         self.liveness = Liveness.UNKNOWN
 
 
 class StoreWatch:
-    """Keeps the health of stores up to date while `run` is running. What was asked before waits for it.
+    """Keeps the health of stores up to date while `run` is running; else nothing is learned of them.
 
     Args:
         cache: Asks PD for addresses.
@@ -62,7 +60,6 @@ class StoreWatch:
         self._looks: dict[tuple[int, str], _Look] = {}
         self._recovering: set[int] = set()
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._closed = False
         # Connections that carry requests count up from 0.
         self._channels = itertools.count(-1, -1)
 
@@ -71,18 +68,15 @@ class StoreWatch:
 
         Tasks at most: three for each store, each with a time limit but the one that waits for a store to come back.
         """
-        self._closed = False
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            for look in self._looks.values():
-                tasks.start_soon(self._look, tasks, look)
             try:
                 while True:
                     await anyio.sleep(TICK)
                     for store in self.slowness.tick():
                         tasks.start_soon(self._ask_feedback, store)
             finally:
-                self._closed = True
+                self._tasks = None
 
     def suspect(self, store: StoreEntry) -> None:
         """Have a store looked at in the background, unless that is under way or it is known not to serve."""
@@ -96,7 +90,7 @@ class StoreWatch:
 
         Returns:
             UNKNOWN also if there is no time left to wait for it, which says nothing about the store; if the store's
-            address is unknown; and if the client is closed.
+            address is unknown; and if nobody runs this watch.
 
         Cancellation: safe; the look goes on.
         """
@@ -109,29 +103,23 @@ class StoreWatch:
 
     def _begin_look(self, store: StoreEntry) -> _Look | None:
         """Return the look at a store that is under way, or a new one; None when there can be none."""
-        if self._closed or not store.address:
+        if self._tasks is None or not store.address:
             return None
         look = self._looks.get((store.id, store.address))
         if look is None:
-            look = self._looks[store.id, store.address] = _Look(store)
-            if self._tasks is not None:
-                self._tasks.start_soon(self._look, self._tasks, look)
+            look = self._looks[store.id, store.address] = _Look()
+            self._tasks.start_soon(self._look, self._tasks, store, store.address, look)
         return look
 
-    async def _look(self, tasks: anyio.abc.TaskGroup, look: _Look) -> None:
-        store = look.store
+    async def _look(self, tasks: anyio.abc.TaskGroup, store: StoreEntry, address: str, look: _Look) -> None:
+        timeout = self._config.liveness_timeout
         try:
-            look.liveness = await check(
-                self._transport,
-                look.address,
-                channel=next(self._channels),
-                timeout=self._config.liveness_timeout,
-            )
+            look.liveness = await check(self._transport, address, channel=next(self._channels), timeout=timeout)
             # What was looked at may be another store by now.
-            if store.address == look.address:
+            if store.address == address:
                 self._learn(tasks, store, look.liveness)
         finally:
-            del self._looks[store.id, look.address]
+            del self._looks[store.id, address]
             look.done.set()
 
     def _learn(self, tasks: anyio.abc.TaskGroup, store: StoreEntry, liveness: Liveness) -> None:
@@ -157,6 +145,8 @@ class StoreWatch:
                     await look.done.wait()
         finally:
             self._recovering.discard(store.id)
+            # Others may go on using the store when this watch ends: nobody must take it for lost whom nobody corrects.
+            store.health.liveness = Liveness.REACHABLE
 
     async def _resolve(self, store: StoreEntry) -> None:
         """Ask PD for a store's address; without an answer the known one stays."""
