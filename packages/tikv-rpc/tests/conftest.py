@@ -122,23 +122,37 @@ class AskedPd:
         self._pd = pd
         self.asked: list[str] = []
 
-    async def get_region(self, key: bytes, *, need_buckets: bool, timeout: float) -> Region | None:
+    async def get_region(
+        self, key: bytes, *, need_buckets: bool, allow_follower: bool, timeout: float
+    ) -> Region | None:
         self.asked.append("Region")
-        return await self._pd.get_region(key, need_buckets=need_buckets, timeout=timeout)
+        return await self._pd.get_region(key, need_buckets=need_buckets, allow_follower=allow_follower, timeout=timeout)
 
-    async def get_prev_region(self, key: bytes, *, need_buckets: bool, timeout: float) -> Region | None:
+    async def get_prev_region(
+        self, key: bytes, *, need_buckets: bool, allow_follower: bool, timeout: float
+    ) -> Region | None:
         self.asked.append("Region")
-        return await self._pd.get_prev_region(key, need_buckets=need_buckets, timeout=timeout)
+        return await self._pd.get_prev_region(
+            key, need_buckets=need_buckets, allow_follower=allow_follower, timeout=timeout
+        )
 
     async def get_region_by_id(self, region_id: int, *, need_buckets: bool, timeout: float) -> Region | None:
         self.asked.append("Region")
         return await self._pd.get_region_by_id(region_id, need_buckets=need_buckets, timeout=timeout)
 
     async def batch_scan_regions(
-        self, ranges: Sequence[tuple[bytes, bytes]], *, limit: int, need_buckets: bool, timeout: float
+        self,
+        ranges: Sequence[tuple[bytes, bytes]],
+        *,
+        limit: int,
+        need_buckets: bool,
+        allow_follower: bool,
+        timeout: float,
     ) -> list[Region]:
         self.asked.append("Regions")
-        return await self._pd.batch_scan_regions(ranges, limit=limit, need_buckets=need_buckets, timeout=timeout)
+        return await self._pd.batch_scan_regions(
+            ranges, limit=limit, need_buckets=need_buckets, allow_follower=allow_follower, timeout=timeout
+        )
 
     async def get_store(self, store_id: int, *, timeout: float) -> Store | None:
         self.asked.append("Store")

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 from attrs import validators
-from tikv_pd import ConfigError
+from tikv_pd import ChannelConfig, ConfigError
 from tikv_pd.config import positive
 
 
@@ -29,6 +29,28 @@ class RpcConfig:
     """
     connect_timeout: float = attrs.field(default=5.0, validator=[validators.instance_of((int, float)), positive])
     """Longest wait for a connection before the attempt counts as failed. Source: client-go dialTimeout."""
+    connections: int = attrs.field(default=1, validator=[validators.instance_of(int), positive])
+    """Connections to each store.
+
+    More of them cost CPU time, as answers arrive in more and smaller messages, and help where one connection is the
+    limit: large values over a distance, or answers that are held up behind larger ones.
+    """
+    idle_timeout: float = attrs.field(default=180.0, validator=[validators.instance_of((int, float)), positive])
+    """Seconds without a call after which a connection is closed; the next call opens another.
+
+    Up to a quarter longer. Source: client-go, batch client idleTimeout.
+    """
+    channel: ChannelConfig | None = attrs.field(
+        default=None, validator=validators.optional(validators.instance_of(ChannelConfig))
+    )
+    """Options of each connection; None for the defaults. Heeded by clients that make their transport themselves."""
+    max_in_flight: int | None = attrs.field(
+        default=None, validator=validators.optional([validators.instance_of(int), positive])
+    )
+    """Requests on one stream that may wait for an answer, those given up meanwhile included; others wait in the client.
+
+    None for no limit. Requests of priority 10 or more ignore it. Source: client-go max-concurrency-request-limit.
+    """
     max_batch_size: int = attrs.field(default=128, validator=[validators.instance_of(int), positive])
     """Requests in one BatchCommands message at most. Source: client-go tikv-client.max-batch-size."""
     max_batch_bytes: int = attrs.field(default=4 << 20, validator=[validators.instance_of(int), positive])

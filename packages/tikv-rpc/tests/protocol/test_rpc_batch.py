@@ -421,7 +421,7 @@ class TestDeadlines:
             await anyio.sleep(0.005)
 
         assert client.stats().in_flight == 1
-        assert len(client._queue) < 100
+        assert len(client._queued) < 100
 
 
 class TestBreaks:
@@ -678,7 +678,7 @@ class TestNativeCancellation:
         payload = kvrpcpb.RawGetRequest(key=b"a").SerializeToString()
         caller = asyncio.create_task(client.call("RawGet", b"", payload, anyio.current_time() + 10, 10))
         await settle()
-        entry = client._entries.pop(1)
+        entry = client._sent.pop(1)
         entry[0].set_result(kvrpcpb.RawGetResponse())
 
         caller.cancel()

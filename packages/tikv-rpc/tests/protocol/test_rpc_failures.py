@@ -11,7 +11,6 @@ from tikv_pd import BackoffExceeded, ClosedError, ConfigError, DeadlineExceeded,
 from tikv_pd.errors import RpcError
 from tikv_pd.testing import MemoryConnection, MemoryTransport, fail
 from tikv_proto.services import PD, Tikv
-from tikv_region import RegionCache
 from tikv_rpc import Effect, RpcClient, RpcConfig
 from tikv_rpc.testing import Act, FakeCluster, Serve
 
@@ -174,7 +173,7 @@ class TestBlame:
 
         route = kv.rpc.known_route(entry)
         assert route is not None
-        route.client._connection = Early(cluster.transport, "tikv1:20160")
+        route.client._lanes[0].connection._inner = Early(cluster.transport, "tikv1:20160")
         cluster.store(1).hang_next(Tikv.RawGetKeyTTL)
 
         with pytest.raises(DeadlineExceeded):
@@ -239,7 +238,7 @@ async def move_soon(cluster: FakeCluster) -> None:
 
 
 class TestRefusals:
-    CODES = ("UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION")
+    CODES = ("UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION")
 
     @pytest.mark.parametrize("code", CODES)
     async def test_a_status_that_no_retry_cures_ends_the_call(self, cluster: FakeCluster, kv: Kv, code: str) -> None:
@@ -250,6 +249,17 @@ class TestRefusals:
 
         assert raised.value.code == code
         assert len(cluster.requests(Tikv.RawGet)) == 1
+
+    async def test_what_a_store_knows_neither_in_a_batch_nor_alone_ends_the_call(
+        self, cluster: FakeCluster, kv: Kv
+    ) -> None:
+        cluster.store(1).fail_next(Tikv.RawGet, "UNIMPLEMENTED", "no", times=2)
+
+        with pytest.raises(RpcError, match="no") as raised:
+            await kv.get(b"a")
+
+        assert raised.value.code == "UNIMPLEMENTED"
+        assert [received.batched for received in cluster.log] == [True, False]
 
     @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN", "CANCELLED"])
     async def test_any_other_status_is_tried_again(self, cluster: FakeCluster, kv: Kv, code: str) -> None:
@@ -438,8 +448,7 @@ async def test_material_for_tls_that_vanished_fails_the_call_and_not_the_client(
             return cluster.transport.connect(address, channel=channel)
 
     transport = Vanished()
-    cache = RegionCache(kv.cache._pd, cluster.map.codec, now=anyio.current_time)
-    async with RpcClient(cache, cluster.map.codec, 7, transport) as rpc:
+    async with RpcClient(kv.cache, cluster.map.codec, 7, transport) as rpc:
         other = make_kv(rpc)
         with pytest.raises(ConfigError, match="TLS"):
             await other.get(b"a")

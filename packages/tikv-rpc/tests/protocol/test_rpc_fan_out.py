@@ -179,7 +179,7 @@ class TestConcurrency:
 
 class TestFailure:
     async def test_the_first_failure_cancels_the_rest_and_is_raised_bare(self, cluster: FakeCluster, kv: Kv) -> None:
-        cluster.store(1).fail_next(Tikv.RawBatchGet, "UNIMPLEMENTED", "no")
+        cluster.store(1).fail_next(Tikv.RawBatchGet, "PERMISSION_DENIED", "no")
         cluster.store(1).hang_next(Tikv.RawBatchGet, times=100)
 
         with pytest.raises(RpcError, match="no"):

@@ -12,6 +12,9 @@ from tikv_rpc import RpcConfig
     [
         "attempt_timeout",
         "connect_timeout",
+        "connections",
+        "idle_timeout",
+        "max_in_flight",
         "max_batch_size",
         "max_batch_bytes",
         "concurrency",
@@ -22,7 +25,7 @@ from tikv_rpc import RpcConfig
 )
 def test_every_limit_is_above_zero(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field} must be above 0, got 0"):
-        RpcConfig(**{field: 0})
+        RpcConfig(**{field: 0})  # type: ignore[arg-type]  # mypy cannot see which field it is
 
 
 @pytest.mark.parametrize("field", ["attempt_timeout", "connect_timeout", "max_batch_size"])
