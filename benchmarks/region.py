@@ -7,6 +7,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import anyio
 from tikv_pd import Backoffer, Deadline, Peer, Region, RegionEpoch
@@ -45,13 +46,21 @@ def per_lookup(cache: RegionCache, keys: Sequence[bytes]) -> float:
     return statistics.median(passes)
 
 
+def zipfian(count: int, rng: random.Random) -> list[int]:
+    """Return 20,000 numbers below `count`, the most frequent ones all over, as YCSB draws them (exponent 0.99)."""
+    weights = accumulate(1 / rank**0.99 for rank in range(1, count + 1))
+    return rng.choices(rng.sample(range(count), count), cum_weights=list(weights), k=20_000)
+
+
 def lookups(small: RegionCache, large: RegionCache) -> None:
-    """Print the time of a lookup, for three ways in which keys are chosen."""
+    """Print the time of a lookup, for five ways in which keys are chosen."""
     rng = random.Random(1)
     choices: list[tuple[str, Callable[[int], Sequence[int]]]] = [
         ("uniform", lambda count: [rng.randrange(count * 10) for _ in range(20_000)]),
+        ("zipfian", lambda count: zipfian(count * 10, rng)),
         ("1,000 hot keys", lambda count: [rng.randrange(count * 10) for _ in range(1000)] * 20),
         ("ascending", lambda count: range(0, count * 10, max(count // 2000, 1))),
+        ("one key", lambda count: [count * 7] * 20_000),
     ]
     for name, choose in choices:
         few = per_lookup(small, [key(number) for number in choose(len(small))])

@@ -1,4 +1,4 @@
-"""Every Python example of the READMEs is run against a fresh cluster, which stands in for the one at 127.0.0.1:2379.
+"""Every Python example of the READMEs and of docs/ is run against a fresh cluster, which stands in for the one at 127.0.0.1:2379.
 
 An example that cannot be run has `<!-- not run: why -->` on the line before its fence. One that needs API v1ttl or v2,
 or a keyspace, says so in its own text. Examples may await at the top level, and may use a running `cluster`.
@@ -20,7 +20,12 @@ import pytest
 from tikv_embedded import EmbeddedCluster
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "proto" / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "proto" / "README.md",
+    *sorted(ROOT.glob("packages/*/README.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
 ADDRESS = "127.0.0.1:2379"
 _FENCE = re.compile(r"^(?P<before>[^\n]*\n)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
