@@ -1,4 +1,4 @@
-"""Every Python example of the READMEs and of docs/ is run against a fresh cluster, which stands in for the one at 127.0.0.1:2379.
+"""Every Python example of the documents is run on a fresh cluster, which stands in for the one at 127.0.0.1:2379.
 
 An example that cannot be run has `<!-- not run: why -->` on the line before its fence. One that needs API v1ttl or v2,
 or a keyspace, says so in its own text. Examples may await at the top level, and may use a running `cluster`.
