@@ -47,7 +47,7 @@ class Server:
     async def listening(self, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[Server]:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
-            self._check,  # type: ignore[arg-type]  # the stubs know synchronous handlers only
+            self._check,
             HealthCheckRequest.FromString,
         )
         server.add_generic_rpc_handlers(
