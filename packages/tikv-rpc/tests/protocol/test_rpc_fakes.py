@@ -10,7 +10,8 @@ from google.protobuf.message import Message
 from tikv_pd.errors import RpcError
 from tikv_pd.testing import virtual_time
 from tikv_proto import errorpb, kvrpcpb, tikvpb
-from tikv_proto.services import Rpc, Tikv
+from tikv_proto.healthpb import HealthCheckRequest, HealthCheckResponse
+from tikv_proto.services import Health, Rpc, Tikv
 from tikv_region import KeyspaceCodec
 from tikv_rpc.testing import FakeCluster, RawMap, crc64
 
@@ -387,3 +388,28 @@ class TestRawMap:
     def test_the_crc_is_that_of_xz(self) -> None:
         # The check value of CRC-64/XZ.
         assert crc64(b"123456789") == 0x995DC9BBDF1939FA
+
+
+async def test_a_store_says_whether_it_serves_and_how_slow_it_is() -> None:
+    async with FakeCluster() as cluster:
+        store = cluster.store(1)
+        store.serving_status, store.slow_score = HealthCheckResponse.NOT_SERVING, 80
+
+        health = await unary(cluster, Health.Check, HealthCheckRequest())
+        reports = [await unary(cluster, Tikv.GetHealthFeedback, kvrpcpb.GetHealthFeedbackRequest()) for _ in range(2)]
+
+        assert health.status == HealthCheckResponse.NOT_SERVING
+        assert [(r.health_feedback.store_id, r.health_feedback.slow_score) for r in reports] == [(1, 80)] * 2
+        assert reports[0].health_feedback.feedback_seq_no < reports[1].health_feedback.feedback_seq_no
+
+
+async def test_scripts_for_any_request_leave_health_checks_alone() -> None:
+    async with FakeCluster() as cluster:
+        cluster.store(1).fail_next(None, "UNAVAILABLE")
+        cluster.store(1).fail_next(Health.Check, "INTERNAL")
+
+        with pytest.raises(RpcError, match="INTERNAL"):
+            await unary(cluster, Health.Check, HealthCheckRequest())
+        assert (await unary(cluster, Health.Check, HealthCheckRequest())).status == HealthCheckResponse.SERVING
+        with pytest.raises(RpcError, match="UNAVAILABLE"):
+            await unary(cluster, Tikv.RawGet, get(cluster, b"a"))
