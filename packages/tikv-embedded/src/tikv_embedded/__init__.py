@@ -7,7 +7,7 @@
 - `Network` (`cluster.network`) freezes and cuts connections.
 - `ServerSecurity` is the TLS of its ports.
 - `TsoServers` (`cluster.tso`) are those that give out timestamps in PD's place, if any.
-- `Region`, `Peer`, `RegionEpoch`, `Store`: what it is made of, as values.
+- `Region`, `Peer`, `RegionEpoch`, `Store`, `StoreState`: what it is made of, as values.
 - `EmbeddedError` and its family: what starting or changing it can raise.
 
 The command `tikv-embedded serve` does the same from a shell.
@@ -25,7 +25,13 @@ from tikv_embedded.errors import (
 from tikv_embedded.network import Network as Network
 from tikv_embedded.pd.controls import PdControls as PdControls
 from tikv_embedded.pd.tso_servers import TsoServers as TsoServers
-from tikv_embedded.region import Peer as Peer, Region as Region, RegionEpoch as RegionEpoch, Store as Store
+from tikv_embedded.region import (
+    Peer as Peer,
+    Region as Region,
+    RegionEpoch as RegionEpoch,
+    Store as Store,
+    StoreState as StoreState,
+)
 from tikv_embedded.security import ServerSecurity as ServerSecurity
 from tikv_embedded.store.calls import ReceivedCall as ReceivedCall, Recording as Recording
 from tikv_embedded.store.fault_controls import StoreCalls as StoreCalls, StoreFaults as StoreFaults

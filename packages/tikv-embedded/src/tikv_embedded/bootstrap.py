@@ -12,7 +12,7 @@ from tikv_embedded.engine import Engine, WriteBatch
 from tikv_embedded.errors import OptionError
 from tikv_embedded.options import ClusterOptions
 from tikv_embedded.pd.keyspaces import DEFAULT_ID, DEFAULT_NAME, Keyspaces, raw_key, txn_bounds
-from tikv_embedded.region import Peer, Region, RegionEpoch, Store
+from tikv_embedded.region import Peer, Region, RegionEpoch, Store, StoreState
 from tikv_embedded.store.api_mode import ApiMode
 from tikv_embedded.topology import Topology
 
@@ -39,7 +39,8 @@ def open_state(engine: Engine, options: ClusterOptions) -> tuple[Topology, Keysp
         engine.write(batch)
     topology = Topology(engine, found)
     topology.split(bounds)
-    for _ in range(options.stores - len(topology.stores)):
+    kept = sum(store.state is not StoreState.TOMBSTONE for store in topology.stores.values())
+    for _ in range(options.stores - kept):
         (store_id,) = topology.allocate_ids(1)
         topology.put_store(Store(store_id, ""))
     return topology, keyspaces

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
@@ -19,22 +18,21 @@ from tikv_embedded.network import Network
 from tikv_embedded.options import ClusterOptions, check_options
 from tikv_embedded.pd.clock import Clock
 from tikv_embedded.pd.controls import PdControls
-from tikv_embedded.pd.http import PdHttp
 from tikv_embedded.pd.http_endpoint import HttpEndpoint
 from tikv_embedded.pd.members import PdMember, PdMembers
-from tikv_embedded.pd.services import pd_handlers
+from tikv_embedded.pd.pd_servers import PdServers
 from tikv_embedded.pd.state import PdState
 from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.pd.tso_servers import TsoServers
-from tikv_embedded.region import Region, Store
+from tikv_embedded.region import Region, Store, StoreState
 from tikv_embedded.relay import RelayEndpoint
 from tikv_embedded.security import ServerSecurity
 from tikv_embedded.store.fault_controls import StoreFaults
-from tikv_embedded.store.service import TikvService, TikvState
+from tikv_embedded.store.store_servers import StoreServers
 from tikv_embedded.topology import Topology
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class _Running:
     """What a cluster has while it runs."""
 
@@ -42,12 +40,10 @@ class _Running:
     topology: Topology
     pd: PdState
     pd_controls: PdControls
-    pd_endpoints: list[Endpoint]
+    pd_servers: PdServers
     tso: TsoServers
     tso_endpoints: list[Endpoint]
-    tikv: TikvState
-    services: dict[int, TikvService]
-    endpoints: dict[int, Endpoint]
+    store_servers: StoreServers
     store_faults: StoreFaults
 
 
@@ -164,7 +160,7 @@ class EmbeddedCluster:
     @property
     def pd_addresses(self) -> list[str]:
         """host:port of each PD member."""
-        return [endpoint.address for endpoint in self._state.pd_endpoints]
+        return [endpoint.address for endpoint in self._state.pd_servers.endpoints]
 
     @property
     def store_addresses(self) -> dict[int, str]:
@@ -205,8 +201,11 @@ class EmbeddedCluster:
         return self._state.topology.find(user_bound(self._options.mode, key))
 
     def stores(self) -> list[Store]:
-        """Return all stores, running or not, by id."""
-        return [store for _, store in sorted(self._state.topology.stores.items())]
+        """Return all stores, running or not, by id; removed ones are left out."""
+        stores = self._state.topology.stores.values()
+        return sorted(
+            (store for store in stores if store.state is not StoreState.TOMBSTONE), key=lambda store: store.id
+        )
 
     def split(self, *keys: bytes) -> list[Region]:
         """Split Regions at raw user keys and return the pieces, ascending; keys that are bounds already do nothing.
@@ -282,14 +281,7 @@ class EmbeddedCluster:
         Raises:
             TopologyError: there is no such member, or it does not run.
         """
-        state = self._state
-        names = [each.name for each in state.pd.members.members]
-        index = names.index(member) if member in names else member
-        if not isinstance(index, int):
-            raise TopologyError(f"there is no PD member {member!r}")
-        if not self._pd_endpoint(index).is_running:
-            raise TopologyError(f"PD member {member!r} does not run, so it cannot lead")
-        state.pd.members.leader = state.pd.members.members[index]
+        self._state.pd_servers.transfer_leader(member)
 
     async def stop_pd_member(self, index: int) -> None:
         """Close a PD member's port: connections are refused and calls cut off. If it leads, another one does now.
@@ -300,8 +292,7 @@ class EmbeddedCluster:
         Raises:
             TopologyError: there is no such member.
         """
-        await self._pd_endpoint(index).stop()
-        self._elect_pd_leader()
+        await self._state.pd_servers.stop(index)
 
     async def start_pd_member(self, index: int) -> None:
         """Open a PD member's port again, the same one; harmless when it runs.
@@ -310,11 +301,7 @@ class EmbeddedCluster:
             TopologyError: there is no such member.
             PortInUseError: something else took the port meanwhile.
         """
-        state, endpoint = self._state, self._pd_endpoint(index)
-        if not endpoint.is_running:
-            endpoint.bind()
-            await endpoint.start(pd_handlers(state.pd, state.pd.members.members[index]))
-            self._elect_pd_leader()
+        await self._state.pd_servers.start(index)
 
     async def stop_store(self, store_id: int, *, elect: bool = True) -> None:
         """Close the store's port: connections are refused and calls cut off. PD goes on to list the store.
@@ -327,9 +314,7 @@ class EmbeddedCluster:
         Raises:
             TopologyError: there is no such store.
         """
-        await self._endpoint(store_id).stop()
-        if elect:
-            self._state.topology.elect()
+        await self._state.store_servers.stop(store_id, elect=elect)
 
     async def start_store(self, store_id: int) -> None:
         """Open the store's port again, the same one; harmless when it runs.
@@ -338,23 +323,57 @@ class EmbeddedCluster:
             TopologyError: there is no such store.
             PortInUseError: something else took the port meanwhile.
         """
-        state, endpoint = self._state, self._endpoint(store_id)
-        if not endpoint.is_running:
-            endpoint.bind()
-            await endpoint.start(state.services[store_id].handlers())
-            _publish(state.topology, store_id, endpoint)
-            state.topology.elect()
+        await self._state.store_servers.start(store_id)
 
-    async def add_store(self) -> Store:
-        """Add a running store without peers, and return it."""
-        state = self._state
-        (store_id,) = state.topology.allocate_ids(1)
-        endpoint = self._new_endpoint()
-        endpoint.bind()
-        service = TikvService(state.tikv, store_id)
-        await endpoint.start(service.handlers())
-        state.services[store_id], state.endpoints[store_id] = service, endpoint
-        return _publish(state.topology, store_id, endpoint)
+    async def add_store(self, labels: Mapping[str, str] | None = None) -> Store:
+        """Add a running store without peers and with these labels, and return it."""
+        return await self._state.store_servers.add(labels or {})
+
+    async def move_store(self, store_id: int, *, port: int = 0) -> Store:
+        """Let the store listen on another port from now on, and return it; calls on the old one are cut off.
+
+        PD tells the new address at once. A store that moves to the port of another one, which moved before, is how
+        clients come to ask the wrong store.
+
+        Args:
+            store_id: Which store; it runs afterwards.
+            port: 0 takes a free one.
+
+        Raises:
+            TopologyError: there is no such store.
+            PortInUseError: something else has the port; the store is stopped then.
+        """
+        return await self._state.store_servers.move(store_id, port)
+
+    async def remove_store(self, store_id: int) -> Store:
+        """Take the store out of the cluster for good, and return what PD still knows of it, a tombstone.
+
+        Its peers move to stores that are UP and have none of the Region; where there is no such store, Regions have
+        a peer less. Its id is never used again.
+
+        Raises:
+            TopologyError: no such store, or a Region would be left without a peer that can lead.
+        """
+        return await self._state.store_servers.remove(store_id)
+
+    def set_store_offline(self, store_id: int, offline: bool = True) -> Store:
+        """Let PD say that the store is being removed, or that it is up after all, and return it; it goes on serving.
+
+        Raises:
+            TopologyError: there is no such store, or it is removed.
+        """
+        servers = self._state.store_servers
+        if store_id not in servers.services:
+            raise TopologyError(f"there is no store {store_id}")
+        return servers.set_state(store_id, StoreState.OFFLINE if offline else StoreState.UP)
+
+    def set_store_labels(self, store_id: int, labels: Mapping[str, str]) -> Store:
+        """Replace the labels of a store, such as `{"zone": "z1"}` or `{"engine": "tiflash"}`, and return it.
+
+        Raises:
+            TopologyError: there is no such store.
+        """
+        return self._state.store_servers.set_labels(store_id, labels)
 
     @property
     def _state(self) -> _Running:
@@ -371,89 +390,42 @@ class EmbeddedCluster:
         kind = HttpEndpoint if is_pd and options.http else plain
         return kind(options.host, port, options.security)
 
-    def _elect_pd_leader(self) -> None:
-        """Let a member that runs lead PD, as long as there is one."""
-        state = self._state
-        pairs = zip(state.pd.members.members, state.pd_endpoints, strict=True)
-        running = [member for member, endpoint in pairs if endpoint.is_running]
-        if running and state.pd.members.leader not in running:
-            state.pd.members.leader = running[0]
-
-    def _pd_endpoint(self, index: int) -> Endpoint:
-        endpoints = self._state.pd_endpoints
-        if not 0 <= index < len(endpoints):
-            raise TopologyError(f"there is no PD member {index}")
-        return endpoints[index]
-
-    def _endpoint(self, store_id: int) -> Endpoint:
-        endpoint = self._state.endpoints.get(store_id)
-        if endpoint is None:
-            raise TopologyError(f"there is no store {store_id}")
-        return endpoint
-
     async def _serve(self, engine: Engine, started: list[Endpoint]) -> _Running:
         """Start everything, PD last; each port is put on `started` before anything can fail behind it."""
         options = self._options
         topology, keyspaces = open_state(engine, options)
         clock = Clock()
         oracle = TimestampOracle(engine, clock.milliseconds)
-        services: dict[int, TikvService] = {}
-        endpoints: dict[int, Endpoint] = {}
-
-        def find_service(address: str) -> TikvService | None:
-            found = (store_id for store_id, each in endpoints.items() if each.is_running and each.address == address)
-            store_id = next(found, None)
-            return None if store_id is None else services[store_id]
-
-        tikv = TikvState(options.mode, topology, engine, oracle, find_service)
-        for store_id in topology.stores:
-            services[store_id] = TikvService(tikv, store_id)
-            endpoints[store_id] = self._new_endpoint()
+        stores = StoreServers(options.mode, topology, engine, oracle, self._new_endpoint)
         pd_ports = [options.pd_port + index if options.pd_port else 0 for index in range(options.pd_members)]
         pd_endpoints = [self._new_endpoint(port, is_pd=True) for port in pd_ports]
         tso_endpoints = [self._new_endpoint() for _ in range(options.tso_servers)]
-        for endpoint in (*pd_endpoints, *tso_endpoints, *endpoints.values()):
+        for endpoint in (*pd_endpoints, *tso_endpoints, *stores.endpoints.values()):
             started.append(endpoint)
             endpoint.bind()
-        for store_id, endpoint in endpoints.items():
-            await endpoint.start(services[store_id].handlers())
-            _publish(topology, store_id, endpoint)
-        topology.watch_stores(lambda store_id: endpoints[store_id].is_running)
+        await stores.serve()
+        topology.watch_stores(stores.is_running)
         topology.elect()
         members = tuple(PdMember(index, f"pd-{index}", endpoint.url) for index, endpoint in enumerate(pd_endpoints, 1))
         pd = PdState.open(options.mode, engine, topology, oracle, keyspaces, PdMembers(members, members[0]), clock)
-        tso = TsoServers(pd, tso_endpoints)
+        tso, pd_servers = TsoServers(pd, tso_endpoints), PdServers(pd, pd_endpoints)
         await tso.serve()
-        answers = PdHttp(pd, lambda member: pd_endpoints[member.id - 1].is_running)
-        for member, endpoint in zip(members, pd_endpoints, strict=True):
-            if isinstance(endpoint, HttpEndpoint):
-                endpoint.answer = answers.answer
-            await endpoint.start(pd_handlers(pd, member))
+        await pd_servers.serve()
         return _Running(
-            engine,
-            topology,
-            pd,
-            PdControls(pd),
-            pd_endpoints,
-            tso,
-            tso_endpoints,
-            tikv,
-            services,
-            endpoints,
-            StoreFaults(tikv.watch, services),
+            engine=engine,
+            topology=topology,
+            pd=pd,
+            pd_controls=PdControls(pd),
+            pd_servers=pd_servers,
+            tso=tso,
+            tso_endpoints=tso_endpoints,
+            store_servers=stores,
+            store_faults=StoreFaults(stores.tikv.watch, stores.services),
         )
 
 
 def _endpoints_of(running: _Running) -> list[Endpoint]:
-    return [*running.pd_endpoints, *running.tso_endpoints, *running.endpoints.values()]
-
-
-def _publish(topology: Topology, store_id: int, endpoint: Endpoint) -> Store:
-    """Tell PD where the store listens, and since when."""
-    known = topology.stores.get(store_id) or Store(store_id, "")
-    store = attrs.evolve(known, address=endpoint.address, start_timestamp=int(time.time()))
-    topology.put_store(store)
-    return store
+    return [*running.pd_servers.endpoints, *running.tso_endpoints, *running.store_servers.endpoints.values()]
 
 
 async def _close(engine: Engine, endpoints: Iterable[Endpoint]) -> None:

@@ -17,13 +17,18 @@ import attrs
 from tikv_proto import keyspacepb, metapb, pdpb
 
 from tikv_embedded.engine import CF_META, Engine, WriteBatch
-from tikv_embedded.region import Peer, Region, RegionEpoch, Store, peer_to_pb, region_to_pb
+from tikv_embedded.region import Peer, Region, RegionEpoch, Store, StoreState, peer_to_pb, region_to_pb
 from tikv_embedded.store.api_mode import ApiMode
 
 TIKV_VERSION = "9.0.0"
 """What stores and PD members say they run."""
 
 _CLUSTER, _MAX_PEER_COUNT, _NEXT_ID, _TSO = b"cluster", b"max_peer_count", b"next_id", b"tso"
+_STATES = {
+    StoreState.UP: (metapb.StoreState.Up, metapb.NodeState.Serving),
+    StoreState.OFFLINE: (metapb.StoreState.Offline, metapb.NodeState.Removing),
+    StoreState.TOMBSTONE: (metapb.StoreState.Tombstone, metapb.NodeState.Removed),
+}
 _REGION, _STORE, _KEYSPACE = b"region/", b"store/", b"keyspace/"
 
 
@@ -126,12 +131,13 @@ def load_tso_bound(engine: Engine) -> int:
 
 def store_to_pb(store: Store) -> metapb.Store:
     """Return the wire form of a store, as PD tells it."""
+    state, node_state = _STATES[store.state]
     return metapb.Store(
         id=store.id,
         address=store.address,
         peer_address=store.address,
-        state=metapb.StoreState.Up,
-        node_state=metapb.NodeState.Serving,
+        state=state,
+        node_state=node_state,
         labels=[metapb.StoreLabel(key=key, value=value) for key, value in store.labels],
         version=TIKV_VERSION,
         start_timestamp=store.start_timestamp,
@@ -141,7 +147,7 @@ def store_to_pb(store: Store) -> metapb.Store:
 def _store_from_bytes(value: bytes) -> Store:
     message = metapb.Store.FromString(value)
     labels = tuple((label.key, label.value) for label in message.labels)
-    return Store(message.id, message.address, labels, message.start_timestamp)
+    return Store(message.id, message.address, labels, message.start_timestamp, StoreState(message.state))
 
 
 def _region_from_bytes(value: bytes) -> Region:

@@ -6,6 +6,7 @@ memcomparable in V2. A range is half-open, `[start_key, end_key)`, and an empty 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 
 import attrs
@@ -64,6 +65,16 @@ class Region:
         return next((peer for peer in self.peers if peer.store_id == store_id), None)
 
 
+class StoreState(enum.Enum):
+    """How far a store is from its end; the values are those of metapb.StoreState."""
+
+    UP = 0
+    OFFLINE = 1
+    """Being emptied; meanwhile it still serves."""
+    TOMBSTONE = 2
+    """Removed for good."""
+
+
 @attrs.frozen
 class Store:
     """One TiKV process of the cluster."""
@@ -74,6 +85,7 @@ class Store:
     labels: tuple[tuple[str, str], ...] = ()
     start_timestamp: int = 0
     """Unix seconds of the last start."""
+    state: StoreState = StoreState.UP
 
 
 def split(region: Region, keys: Sequence[bytes], ids: Sequence[tuple[int, Sequence[int]]]) -> list[Region]:
@@ -162,6 +174,15 @@ def remove_peer(region: Region, store_id: int) -> Region:
         region = transfer_leader(region, successor.store_id)
     epoch = attrs.evolve(region.epoch, conf_ver=region.epoch.conf_ver + 1)
     return attrs.evolve(region, peers=tuple(other for other in region.peers if other != peer), epoch=epoch)
+
+
+def move_peer(region: Region, store_id: int, replacement: Peer | None) -> Region:
+    """Return `region` with `replacement` instead of its peer on that store, or without it when that is None.
+
+    Raises:
+        TopologyError: no peer there, `replacement` is where another peer is, or no other peer could lead.
+    """
+    return remove_peer(region if replacement is None else add_peer(region, replacement), store_id)
 
 
 def peer_to_pb(peer: Peer) -> metapb.Peer:

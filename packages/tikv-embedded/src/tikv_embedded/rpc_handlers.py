@@ -51,6 +51,18 @@ def server_stream(rpc: Rpc[Req, Resp], answer: Callable[[Req, ServicerContext], 
     return rpc.path, method
 
 
+def client_stream(
+    rpc: Rpc[Req, Resp], answer: Callable[[AsyncIterator[Req], ServicerContext], Awaitable[Resp]]
+) -> Handler:
+    """Answer a stream of requests with one response."""
+    method = grpc.stream_unary_rpc_method_handler(
+        answer,
+        request_deserializer=rpc.request.FromString,
+        response_serializer=rpc.response.SerializeToString,
+    )
+    return rpc.path, method
+
+
 def generic_handlers(handlers: list[Handler]) -> list[grpc.GenericRpcHandler]:
     """Group handlers by service, for `grpc.aio.Server.add_generic_rpc_handlers`."""
     services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}

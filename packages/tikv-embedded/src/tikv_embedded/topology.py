@@ -9,10 +9,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
+import attrs
+
 from tikv_embedded import meta, region
 from tikv_embedded.engine import Engine, WriteBatch
 from tikv_embedded.errors import TopologyError
-from tikv_embedded.region import Peer, Region, Store
+from tikv_embedded.region import Peer, Region, Store, StoreState
 
 ID_STEP = 1000
 """How many ids are persisted ahead (PD: allocStep)."""
@@ -111,12 +113,41 @@ class Topology:
     ) -> Region:
         """Add a replica of the Region on that store, and return the Region."""
         current, store = self.region(region_id), self.store(store_id)
+        if store.state is not StoreState.UP:
+            raise TopologyError(f"store {store_id} is {store.state.name}, so it gets no peers")
         (peer_id,) = self.allocate_ids(1)
         return self._replace(region.add_peer(current, Peer(peer_id, store.id, is_learner, is_witness, is_pending)))
 
     def remove_peer(self, region_id: int, store_id: int) -> Region:
         """Remove the Region's replica from that store, and return the Region; a leader hands over first."""
         return self._replace(region.remove_peer(self.region(region_id), store_id))
+
+    def vacate(self, store_id: int) -> None:
+        """Move all peers away from that store: to one that is UP and has none of the Region, else nowhere.
+
+        TopologyError when a Region would be left without a peer that can lead; then nothing has changed.
+        """
+        changed: list[Region] = []
+        for current in self.regions.values():
+            peer = current.peer_on(store_id)
+            if peer is None:
+                continue
+            free = [
+                store.id
+                for store in self.stores.values()
+                if store.state is StoreState.UP and current.peer_on(store.id) is None
+            ]
+            replacement = None
+            if free:
+                load = {each: self._peer_count(each, changed) for each in free}
+                (peer_id,) = self.allocate_ids(1)
+                replacement = attrs.evolve(peer, id=peer_id, store_id=min(free, key=lambda each: load[each]))
+            changed.append(region.move_peer(current, store_id, replacement))
+        self._commit(changed)
+
+    def _peer_count(self, store_id: int, moved: Sequence[Region]) -> int:
+        regions = {**self.regions, **{current.id: current for current in moved}}
+        return sum(current.peer_on(store_id) is not None for current in regions.values())
 
     def leading_stores(self) -> set[int]:
         """Return the ids of the stores that lead a Region."""

@@ -86,6 +86,9 @@ class PdFaults:
         if method.stream_stream is not None:
             streamed = self._streamed(name, member, method.stream_stream)
             return path, grpc.stream_stream_rpc_method_handler(streamed, **serialize)
+        if method.stream_unary is not None:
+            # Stores alone call these.
+            return handler
         if method.unary_stream is not None:
             watched = self._watched(name, member, method.unary_stream)
             return path, grpc.unary_stream_rpc_method_handler(watched, **serialize)

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 from google.protobuf.json_format import MessageToDict
-from tikv_proto import keyspacepb, metapb
+from tikv_proto import keyspacepb
 
 from tikv_embedded.errors import OptionError
 from tikv_embedded.meta import TIKV_VERSION
@@ -19,7 +19,7 @@ from tikv_embedded.pd.http_endpoint import HttpRequest
 from tikv_embedded.pd.keyspaces import StateChangeRefusedError
 from tikv_embedded.pd.members import PdMember
 from tikv_embedded.pd.state import PdState
-from tikv_embedded.region import Peer, Region, Store
+from tikv_embedded.region import Peer, Region, Store, StoreState
 
 Answer = tuple[int, object]
 
@@ -99,7 +99,8 @@ class PdHttp:
         return (404, f"invalid store ID {text}, not found") if store is None else (200, self._store(store))
 
     def _all_stores(self) -> list[Store]:
-        return [store for _, store in sorted(self._state.topology.stores.items())]
+        stores = sorted(self._state.topology.stores.items())
+        return [store for _, store in stores if store.state is not StoreState.TOMBSTONE]
 
     def _store(self, store: Store) -> dict[str, Any]:
         regions = self._state.topology.regions.values()
@@ -109,7 +110,7 @@ class PdHttp:
                 "address": store.address,
                 "labels": [{"key": key, "value": value} for key, value in store.labels],
                 "version": TIKV_VERSION,
-                "state_name": metapb.StoreState.Name(metapb.StoreState.Up),
+                "state_name": store.state.name.capitalize(),
             },
             "status": {
                 "region_count": sum(region.peer_on(store.id) is not None for region in regions),

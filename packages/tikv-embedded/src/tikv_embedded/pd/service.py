@@ -19,7 +19,7 @@ from tikv_embedded.meta import store_to_pb
 from tikv_embedded.pd import regions as pd_regions
 from tikv_embedded.pd.members import PdMember, Refusal
 from tikv_embedded.pd.state import PdState, guarded
-from tikv_embedded.region import Region
+from tikv_embedded.region import Region, StoreState
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
 
 Req = TypeVar("Req", bound=Message)
@@ -137,10 +137,13 @@ class PdService:
         count = sum(region.peer_on(request.store_id) is not None for region in self._topology.regions.values())
         return pd_regions.get_store(self._topology, request.store_id, count)
 
-    def _get_all_stores(self, _request: pdpb.GetAllStoresRequest, _follower: bool) -> pdpb.GetAllStoresResponse:
-        return pdpb.GetAllStoresResponse(
-            header=self._state.header, stores=map(store_to_pb, self._topology.stores.values())
-        )
+    def _get_all_stores(self, request: pdpb.GetAllStoresRequest, _follower: bool) -> pdpb.GetAllStoresResponse:
+        shown = [
+            store
+            for store in self._topology.stores.values()
+            if store.state is not StoreState.TOMBSTONE or not request.exclude_tombstone_stores
+        ]
+        return pdpb.GetAllStoresResponse(header=self._state.header, stores=map(store_to_pb, shown))
 
     def _get_cluster_config(
         self, _request: pdpb.GetClusterConfigRequest, _follower: bool
