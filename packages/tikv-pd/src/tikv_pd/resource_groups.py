@@ -32,6 +32,8 @@ class Consumption:
     """Bytes that reads moved between zones."""
     write_cross_zone_bytes: int = 0
     """Bytes that writes moved between zones."""
+    ru_v2: float = 0.0
+    """Request units of TiKV in the second model, which PD adds up and limits nobody by."""
 
     @classmethod
     def from_pb(cls, consumption: rmpb.Consumption) -> Consumption:
@@ -47,6 +49,7 @@ class Consumption:
             consumption.kv_write_rpc_count,
             consumption.read_cross_az_traffic_bytes,
             consumption.write_cross_az_traffic_bytes,
+            consumption.tikv_r_u_v2,
         )
 
     def to_pb(self) -> rmpb.Consumption:
@@ -62,6 +65,7 @@ class Consumption:
             kv_write_rpc_count=self.write_count,
             read_cross_az_traffic_bytes=self.read_cross_zone_bytes,
             write_cross_az_traffic_bytes=self.write_cross_zone_bytes,
+            tikv_r_u_v2=self.ru_v2,
         )
 
 

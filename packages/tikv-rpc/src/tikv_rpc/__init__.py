@@ -21,4 +21,19 @@ from tikv_rpc.plan import (
     Settle as Settle,
 )
 from tikv_rpc.request import Effect as Effect, Request as Request
+from tikv_rpc.resource_control.cost import RuModel as RuModel
+from tikv_rpc.resource_control.details import (
+    RuCollector as RuCollector,
+    RuDetails as RuDetails,
+    collect_ru as collect_ru,
+)
+from tikv_rpc.resource_control.errors import (
+    ResourceGroupNotFound as ResourceGroupNotFound,
+    ResourceGroupThrottled as ResourceGroupThrottled,
+    ResourceGroupUnavailable as ResourceGroupUnavailable,
+)
+from tikv_rpc.resource_control.interceptor import GroupStats as GroupStats, ResourceControl as ResourceControl
+from tikv_rpc.resource_control.ru_v2 import RuV2Weights as RuV2Weights
+from tikv_rpc.resource_control.settings import ResourceControlConfig as ResourceControlConfig
+from tikv_rpc.resource_control.source import PdTokens as PdTokens, TokenSource as TokenSource
 from tikv_rpc.work import KeyWork as KeyWork, RangeWork as RangeWork

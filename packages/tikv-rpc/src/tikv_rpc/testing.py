@@ -18,3 +18,4 @@ from tikv_rpc.fake_store import (
     Received as Received,
     Serve as Serve,
 )
+from tikv_rpc.fake_tokens import FakeTokens as FakeTokens

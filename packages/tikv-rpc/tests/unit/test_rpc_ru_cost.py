@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
+from tikv_pd import Consumption
 from tikv_proto import kvrpcpb
-from tikv_rpc.resource_control.cost import Access, Consumption, RequestInfo, ResponseInfo, RuModel
+from tikv_rpc.resource_control.cost import Access, RequestInfo, ResponseInfo, RuModel, Usage
 from tikv_rpc.resource_control.ru_v2 import RuV2Weights
 
 MODEL = RuModel()
@@ -11,16 +14,20 @@ READ = RequestInfo(is_write=False, store_id=1)
 MIB = 1 << 20
 
 
-def everything(value: float) -> Consumption:
-    return Consumption(*([value] * len(attrs.fields(Consumption))))
+def near(value: float) -> Any:
+    return pytest.approx(value)
+
+
+def everything(value: int) -> Usage:
+    return Usage(*([value] * len(attrs.fields(Usage))))
 
 
 def test_a_read_costs_its_base_before_and_its_bytes_and_cpu_afterwards() -> None:
     before = MODEL.before(READ)
     after = MODEL.after(READ, ResponseInfo(read_bytes=64 * 1024, cpu_ms=6.0))
 
-    assert before == Consumption(read_ru=pytest.approx(0.475), read_rpcs=1)
-    assert after == Consumption(read_ru=pytest.approx(1 + 2), read_bytes=64 * 1024, cpu_ms=6.0)
+    assert before == Usage(read_ru=near(0.475), read_rpcs=1)
+    assert after == Usage(read_ru=near(1 + 2), read_bytes=64 * 1024, cpu_ms=6.0)
 
 
 @pytest.mark.parametrize(("replicas", "times"), [(0, 1), (1, 1), (3, 3)])
@@ -29,7 +36,7 @@ def test_a_write_costs_everything_before_for_each_replica(replicas: int, times: 
 
     cost = MODEL.before(write)
 
-    assert cost == Consumption(write_ru=pytest.approx((1.7 + 2) * times), write_bytes=2048, write_rpcs=1)
+    assert cost == Usage(write_ru=near((1.7 + 2) * times), write_bytes=2048, write_rpcs=1)
 
 
 def test_cpu_of_a_write_is_free_and_bytes_it_reads_are_not() -> None:
@@ -37,7 +44,7 @@ def test_cpu_of_a_write_is_free_and_bytes_it_reads_are_not() -> None:
 
     cost = MODEL.after(write, ResponseInfo(read_bytes=64 * 1024, cpu_ms=100))
 
-    assert cost == Consumption(read_ru=pytest.approx(1.0), read_bytes=64 * 1024)
+    assert cost == Usage(read_ru=near(1.0), read_bytes=64 * 1024)
 
 
 def test_a_failed_write_gets_back_its_base_and_bytes_once() -> None:
@@ -45,7 +52,7 @@ def test_a_failed_write_gets_back_its_base_and_bytes_once() -> None:
 
     cost = MODEL.after(write, ResponseInfo(succeeded=False))
 
-    assert cost == Consumption(write_ru=pytest.approx(-2.0), write_bytes=-1024)
+    assert cost == Usage(write_ru=near(-2.0), write_bytes=-1024)
 
 
 def test_a_write_between_zones_counts_its_traffic_and_its_replication() -> None:
@@ -83,8 +90,8 @@ def test_what_was_charged_in_advance_is_settled_with_what_was_read(read_bytes: i
 
     ahead, settled = MODEL.before(request), MODEL.after(request, response)
 
-    assert ahead.read_ru == pytest.approx(0.475 + 4)
-    assert ahead.read_ru + settled.read_ru == pytest.approx(0.475 + read_bytes / 65536 + 10 / 3)
+    assert ahead.read_ru == near(0.475 + 4)
+    assert ahead.read_ru + settled.read_ru == near(0.475 + read_bytes / 65536 + 10 / 3)
 
 
 def test_a_write_is_never_charged_for_a_prediction() -> None:
@@ -105,9 +112,9 @@ def test_the_model_of_a_cluster_replaces_each_cost() -> None:
         read_cpu_ms_cost=7,
     )
 
-    assert model.before(READ).read_ru == pytest.approx(1 + 7)
-    assert model.after(READ, ResponseInfo(read_bytes=2, cpu_ms=1)).read_ru == pytest.approx(6 + 7)
-    assert model.before(RequestInfo(is_write=True, store_id=1, write_bytes=3)).write_ru == pytest.approx(2 + 14 + 15)
+    assert model.before(READ).read_ru == near(1 + 7)
+    assert model.after(READ, ResponseInfo(read_bytes=2, cpu_ms=1)).read_ru == near(6 + 7)
+    assert model.before(RequestInfo(is_write=True, store_id=1, write_bytes=3)).write_ru == near(2 + 14 + 15)
 
 
 def test_consumption_adds_and_subtracts_each_part() -> None:
@@ -131,28 +138,18 @@ def test_a_copy_does_not_follow() -> None:
 
 
 def test_growth_ignores_what_shrank() -> None:
-    last = Consumption(read_ru=10, write_ru=5, read_bytes=100)
-    now = Consumption(read_ru=8, write_ru=9, read_bytes=100, write_rpcs=1)
+    last = Usage(read_ru=10, write_ru=5, read_bytes=100)
+    now = Usage(read_ru=8, write_ru=9, read_bytes=100, write_rpcs=1)
 
-    assert now.growth_since(last) == Consumption(write_ru=4, write_rpcs=1)
-    assert Consumption.highest(now, last) == Consumption(read_ru=10, write_ru=9, read_bytes=100, write_rpcs=1)
+    assert now.growth_since(last) == Usage(write_ru=4, write_rpcs=1)
+    assert Usage.highest(now, last) == Usage(read_ru=10, write_ru=9, read_bytes=100, write_rpcs=1)
 
 
-def test_consumption_on_the_wire_has_each_part() -> None:
-    message = Consumption(1, 2, 3, 4, 5, 6, 7, 8, 9, 10).to_pb()
+def test_what_was_used_is_told_to_pd_part_by_part() -> None:
+    told = Usage(1, 2, 3, 4, 5000, 6, 7, 8, 9, 10).to_consumption()
 
-    assert [(field.name, value) for field, value in message.ListFields()] == [
-        ("r_r_u", 1),
-        ("w_r_u", 2),
-        ("read_bytes", 3),
-        ("write_bytes", 4),
-        ("total_cpu_time_ms", 5),
-        ("kv_read_rpc_count", 6),
-        ("kv_write_rpc_count", 7),
-        ("read_cross_az_traffic_bytes", 8),
-        ("write_cross_az_traffic_bytes", 9),
-        ("tikv_r_u_v2", 10),
-    ]
+    assert told == Consumption(1, 2, 3, 4, 5, 0, 6, 7, 8, 9, 10)
+    assert Usage(read_cross_zone_bytes=-1).to_consumption() == Consumption()
 
 
 def test_the_second_model_weighs_each_counter() -> None:
@@ -180,6 +177,6 @@ def test_the_second_model_weighs_each_counter() -> None:
         + 0.01416829
     )
 
-    assert RuV2Weights().cost(counters, is_write=False) == pytest.approx(2.1 * (without_rpc + 0.09642181))
-    assert RuV2Weights().cost(counters, is_write=True) == pytest.approx(2.1 * (without_rpc + 2 * 0.09642181))
+    assert RuV2Weights().cost(counters, is_write=False) == near(2.1 * (without_rpc + 0.09642181))
+    assert RuV2Weights().cost(counters, is_write=True) == near(2.1 * (without_rpc + 2 * 0.09642181))
     assert RuV2Weights(scale=0).cost(counters, is_write=True) == 0

@@ -17,14 +17,13 @@ from typing import Final
 import anyio
 import anyio.abc
 import attrs
-from tikv_pd import ClosedError, ConfigError, Deadline
+from tikv_pd import ClosedError, ConfigError, Deadline, ResourceGroup, ResourceGroupChange, TokenRequest
 from tikv_pd.errors import TikvError
-from tikv_pd.resource_groups import ResourceGroup
 
 from tikv_rpc.resource_control.errors import ResourceGroupNotFound, ResourceGroupThrottled, ResourceGroupUnavailable
 from tikv_rpc.resource_control.group import TARGET_PERIOD, TICK, GroupState
 from tikv_rpc.resource_control.settings import ControllerSettings, ResourceControlConfig, parse_settings
-from tikv_rpc.resource_control.source import GroupChange, TokenRequest, TokenSource
+from tikv_rpc.resource_control.source import TokenSource
 
 DEFAULT_GROUP: Final = "default"
 """The group whose settings hold where a group has none of its own."""
@@ -282,7 +281,7 @@ class TokenController:
     async def _exchange(self, requests: Sequence[TokenRequest]) -> None:
         try:
             timeout = self._config.token_timeout
-            grants = await self._source.acquire(requests, target_period=TARGET_PERIOD, timeout=timeout)
+            grants = await self._source.acquire(requests, period=TARGET_PERIOD, timeout=timeout)
         except TikvError:
             # What was asked stays due: the next tick asks again.
             return
@@ -318,11 +317,11 @@ class TokenController:
             # What changed before is not told.
             for name in list(self.groups):
                 settings = await self._source.get_group(name, timeout=self._config.token_timeout)
-                await self._take(GroupChange(name, settings))
+                await self._take(ResourceGroupChange(name, settings, 0))
             async for change in changes:
                 await self._take(change)
 
-    async def _take(self, change: GroupChange) -> None:
+    async def _take(self, change: ResourceGroupChange) -> None:
         known = self.groups.get(change.name)
         if known is None:
             return
@@ -354,8 +353,8 @@ class TokenController:
             stored = await self._source.get_settings(timeout=self._config.token_timeout)
             if stored is not None:
                 self._adopt(stored)
-            async for changed in changes:
-                self._adopt(changed)
+            async for change in changes:
+                self._adopt(change.value or b"{}")
 
     def _adopt(self, stored: bytes) -> None:
         try:

@@ -10,15 +10,15 @@ import enum
 from typing import Final, Self
 
 import attrs
-from tikv_proto import resource_manager as rmpb
+from tikv_pd import Consumption
 
 _BATCH_SHARE: Final = 0.7
 """Part of a request's cost per batch that a single request is charged. Source: defaultAvgBatchProportion."""
 
 
 @attrs.define
-class Consumption:
-    """What was used: request units, and what they are computed from. Source: resource_manager.Consumption."""
+class Usage:
+    """What was used: request units, and what they are computed from, while it adds up."""
 
     read_ru: float = 0.0
     """Request units of reads."""
@@ -46,7 +46,7 @@ class Consumption:
         """Request units in all: what is taken from the group's tokens."""
         return self.read_ru + self.write_ru
 
-    def add(self, other: Consumption) -> None:
+    def add(self, other: Usage) -> None:
         """Add `other` to this one."""
         self.read_ru += other.read_ru
         self.write_ru += other.write_ru
@@ -59,7 +59,7 @@ class Consumption:
         self.write_cross_zone_bytes += other.write_cross_zone_bytes
         self.ru_v2 += other.ru_v2
 
-    def subtract(self, other: Consumption) -> None:
+    def subtract(self, other: Usage) -> None:
         """Take `other` away from this one."""
         self.read_ru -= other.read_ru
         self.write_ru -= other.write_ru
@@ -72,35 +72,35 @@ class Consumption:
         self.write_cross_zone_bytes -= other.write_cross_zone_bytes
         self.ru_v2 -= other.ru_v2
 
-    def copy(self) -> Consumption:
+    def copy(self) -> Usage:
         """Return an equal one that does not change with this one."""
         return attrs.evolve(self)
 
-    def growth_since(self, last: Consumption) -> Consumption:
+    def growth_since(self, last: Usage) -> Usage:
         """Return by how much each part grew; one that shrank counts as unchanged."""
         # Refunds may take a part below what was reported; PD's sums must not go back.
-        return Consumption(
-            *(max(now - then, 0) for now, then in zip(attrs.astuple(self), attrs.astuple(last), strict=True))
-        )
+        return Usage(*(max(now - then, 0) for now, then in zip(attrs.astuple(self), attrs.astuple(last), strict=True)))
 
     @classmethod
-    def highest(cls, left: Consumption, right: Consumption) -> Self:
+    def highest(cls, left: Usage, right: Usage) -> Self:
         """Return the larger of the two in each part."""
         return cls(*map(max, attrs.astuple(left), attrs.astuple(right)))
 
-    def to_pb(self) -> rmpb.Consumption:
-        """Make the message from the value."""
-        return rmpb.Consumption(
-            r_r_u=self.read_ru,
-            w_r_u=self.write_ru,
-            read_bytes=self.read_bytes,
-            write_bytes=self.write_bytes,
-            total_cpu_time_ms=self.cpu_ms,
-            kv_read_rpc_count=self.read_rpcs,
-            kv_write_rpc_count=self.write_rpcs,
-            read_cross_az_traffic_bytes=max(self.read_cross_zone_bytes, 0),
-            write_cross_az_traffic_bytes=max(self.write_cross_zone_bytes, 0),
-            tikv_r_u_v2=self.ru_v2,
+    def to_consumption(self) -> Consumption:
+        """Return it as PD and stores are told of it."""
+        return Consumption(
+            self.read_ru,
+            self.write_ru,
+            self.read_bytes,
+            self.write_bytes,
+            self.cpu_ms / 1000,
+            0.0,
+            self.read_rpcs,
+            self.write_rpcs,
+            # A store may have used less than the whole client since, by a refund: the wire has no negative counts.
+            max(self.read_cross_zone_bytes, 0),
+            max(self.write_cross_zone_bytes, 0),
+            self.ru_v2,
         )
 
 
@@ -168,12 +168,12 @@ class RuModel:
     read_cpu_ms_cost: float = 1 / 3
     """A millisecond of CPU time of a read."""
 
-    def before(self, request: RequestInfo) -> Consumption:
+    def before(self, request: RequestInfo) -> Usage:
         """Return what a request costs before it is sent."""
         cross = request.access is Access.CROSS_ZONE
         if not request.is_write:
             read_ru = self.read_base_cost + self.read_per_batch_base_cost * _BATCH_SHARE
-            return Consumption(
+            return Usage(
                 read_ru=read_ru + self.precharge(request),
                 read_rpcs=1.0,
                 read_cross_zone_bytes=request.size if cross else 0,
@@ -184,16 +184,16 @@ class RuModel:
         if request.access is not Access.UNKNOWN:
             # Not exact: it assumes that every other replica is in another zone, as PD's clients do.
             traffic += request.write_bytes * (replicas - 1)
-        return Consumption(
+        return Usage(
             write_ru=(base + self.write_cost_per_byte * request.write_bytes) * replicas,
             write_bytes=float(request.write_bytes),
             write_rpcs=1.0,
             write_cross_zone_bytes=traffic,
         )
 
-    def after(self, request: RequestInfo, response: ResponseInfo) -> Consumption:
+    def after(self, request: RequestInfo, response: ResponseInfo) -> Usage:
         """Return what it costs on top of that once it is answered; negative where something is given back."""
-        spent = Consumption(
+        spent = Usage(
             # A write may read as well.
             read_ru=self.read_cost_per_byte * response.read_bytes,
             read_bytes=float(response.read_bytes),

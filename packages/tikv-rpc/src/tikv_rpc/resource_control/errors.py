@@ -28,8 +28,8 @@ class ResourceGroupThrottled(TikvError):
 
     def __str__(self) -> str:
         return (
-            f"resource group {self.group!r} is throttled: about {self.wait:.3g} s too few tokens, "
-            f"{self.tokens:.2f} at a rate of {self.rate:.2f} a second"
+            f"resource group {self.group!r} is throttled: estimated wait {self.wait:.3g} s, "
+            f"{self.tokens:.2f} tokens left at {self.rate:.2f} a second"
         )
 
 

@@ -12,11 +12,10 @@ import math
 from typing import Final
 
 import attrs
-from tikv_pd.resource_groups import ResourceGroup
+from tikv_pd import ResourceGroup, TokenGrant, TokenRequest
 
 from tikv_rpc.resource_control.bucket import TokenBucket
-from tikv_rpc.resource_control.cost import Consumption, RequestInfo, ResponseInfo, RuModel
-from tikv_rpc.resource_control.source import TokenGrant, TokenRequest
+from tikv_rpc.resource_control.cost import RequestInfo, ResponseInfo, RuModel, Usage
 
 TARGET_PERIOD: Final = 5.0
 """Seconds for which a request to PD asks for tokens."""
@@ -57,7 +56,7 @@ class GroupState:
     """Whether it was deleted; it lives on as if it were `default`."""
     is_stand_in: bool = False
     """Whether PD could not tell its settings, and it goes by some of this client's own."""
-    used: Consumption = attrs.field(factory=Consumption)
+    used: Usage = attrs.field(factory=Usage)
     """What was used since it is known here, without charges in advance."""
     average: float = 0.0
     """Request units a second, smoothed."""
@@ -71,15 +70,15 @@ class GroupState:
     """When the bucket is to ask for more as soon as it is used: shortly before a trickle ends."""
     _average_ru: float = 0.0
     _average_at: float = 0.0
-    _reported: Consumption = attrs.field(factory=Consumption)
-    _asked: Consumption | None = None
+    _reported: Usage = attrs.field(factory=Usage)
+    _asked: Usage | None = None
     """What was used when the request under way, or the one that failed last, was made."""
     _asked_at: float = 0.0
     _idle_ru: float = -1.0
     _trickle_until: float = -math.inf
     _trickle_rate: float = 0.0
-    _store_used: dict[int, Consumption] = attrs.field(factory=dict)
-    _all_used: Consumption = attrs.field(factory=Consumption)
+    _store_used: dict[int, Usage] = attrs.field(factory=dict)
+    _all_used: Usage = attrs.field(factory=Usage)
 
     @classmethod
     def new(cls, name: str, settings: ResourceGroup, now: float, *, is_tombstone: bool = False) -> GroupState:
@@ -97,23 +96,23 @@ class GroupState:
         state._asked_at = now - TARGET_PERIOD
         return state
 
-    def before(self, model: RuModel, request: RequestInfo) -> Consumption:
+    def before(self, model: RuModel, request: RequestInfo) -> Usage:
         """Count a request that is about to be sent; return what it takes from the tokens."""
         cost = model.before(request)
         self.used.add(_without_precharge(cost, model, request, -1.0))
         return cost
 
-    def withdraw(self, model: RuModel, request: RequestInfo, cost: Consumption) -> None:
+    def withdraw(self, model: RuModel, request: RequestInfo, cost: Usage) -> None:
         """Take back what `before` counted: the request was not sent."""
         self.used.subtract(_without_precharge(cost, model, request, -1.0))
 
-    def penalty(self, store_id: int) -> Consumption:
+    def penalty(self, store_id: int) -> Usage:
         """Return what the group used on other stores since the last request to this one.
 
         Stores schedule a group by what it uses of the whole cluster, not of one store.
         """
         known = self._store_used.get(store_id)
-        penalty = Consumption()
+        penalty = Usage()
         if known is not None:
             penalty = self._all_used.copy()
             penalty.subtract(known)
@@ -121,17 +120,17 @@ class GroupState:
         self._store_used[store_id] = self._all_used.copy()
         return penalty
 
-    def settle(self, model: RuModel, request: RequestInfo, response: ResponseInfo) -> Consumption:
+    def settle(self, model: RuModel, request: RequestInfo, response: ResponseInfo) -> Usage:
         """Count what an answered request cost on top; return what it takes from the tokens, or gives back."""
         cost = model.after(request, response)
         self.used.add(_without_precharge(cost, model, request, 1.0))
         whole = model.before(request)
         whole.add(cost)
-        self._store_used.setdefault(request.store_id, Consumption()).add(whole)
+        self._store_used.setdefault(request.store_id, Usage()).add(whole)
         self._all_used.add(whole)
         return cost
 
-    def may_owe(self, request: RequestInfo, cost: Consumption) -> bool:
+    def may_owe(self, request: RequestInfo, cost: Usage) -> bool:
         """Tell whether what was settled may be a debt, so that the answered request need not wait for tokens.
 
         A write never waits: its outcome is known, and would be lost if no tokens came in time.
@@ -168,12 +167,12 @@ class GroupState:
         self._asked = self.used.copy()
         self._asked_at = self.now
         wanted = self.average * TARGET_PERIOD * _AMPLIFICATION - self.bucket.available(self.now)
-        return TokenRequest(self.name, max(wanted, 0.0), self._asked.growth_since(self._reported))
+        return TokenRequest(self.name, max(wanted, 0.0), self._asked.growth_since(self._reported).to_consumption())
 
     def apply(self, grant: TokenGrant, now: float) -> None:
         """Take what PD granted."""
         if self._asked is not None:
-            self._reported = Consumption.highest(self._reported, self._asked)
+            self._reported = Usage.highest(self._reported, self._asked)
             self._asked = None
         self.now = now
         self.has_grant = True
@@ -209,7 +208,7 @@ class GroupState:
         self.is_degraded = False
         self.alarm_at = math.inf
         self.is_throttled = grant.trickle > 0
-        burst, rate, threshold = grant.burst_limit, grant.fill_rate, 0.0
+        burst, rate, threshold = grant.burst_limit, float(grant.fill_rate), 0.0
         if grant.trickle > 0:
             rate += tokens / grant.trickle
             early = grant.trickle - _TRICKLE_RESERVE
@@ -225,7 +224,7 @@ class GroupState:
         self.bucket.reconfigure(now, tokens=tokens, rate=rate, burst=burst, threshold=threshold)
 
 
-def _without_precharge(cost: Consumption, model: RuModel, request: RequestInfo, sign: float) -> Consumption:
+def _without_precharge(cost: Usage, model: RuModel, request: RequestInfo, sign: float) -> Usage:
     """Return what a cost means for reports, which know nothing of charges in advance."""
     if request.predicted_read_bytes == 0:
         return cost

@@ -24,7 +24,6 @@ from tikv_rpc.resource_control.source import TokenSource
 
 _BYPASS: Final = "internal_others"
 """Part of the source of requests that are not limited: few and small, and users would notice. Source: client-go."""
-_NULL_KEYSPACE: Final = 0xFFFFFFFF
 
 
 class _Options(Protocol):
@@ -126,7 +125,6 @@ class ResourceControl:
         config: What this client sets for itself.
         predict_read_bytes: Returns the bytes that a coprocessor request is expected to read, 0 for no idea; they are
             charged in advance and settled with what was read.
-        keyspace_id: Whose model of request units holds.
         now: The clock, in seconds; the one anyio's waits follow.
 
     Raises, from calls:
@@ -148,14 +146,13 @@ class ResourceControl:
         config: ResourceControlConfig | None = None,
         *,
         predict_read_bytes: Callable[[Attempt], int] | None = None,
-        keyspace_id: int = _NULL_KEYSPACE,
         now: Callable[[], float] = anyio.current_time,
     ) -> None:
         self.config = config if config is not None else ResourceControlConfig()
         """What this client sets for itself."""
         self._controller = TokenController(source, now, self.config)
         self._predict = predict_read_bytes
-        self._keyspace_id = keyspace_id
+        self._keyspace_id = source.keyspace_id
         self._now = now
         self._totals: dict[str, RuDetails] = {}
         self._background = BackgroundTasks()
@@ -256,7 +253,7 @@ class ResourceControl:
             kvrpcpb.Context(
                 resource_control_context=kvrpcpb.ResourceControlContext(
                     resource_group_name=group.name,
-                    penalty=group.penalty(request.store_id).to_pb(),
+                    penalty=group.penalty(request.store_id).to_consumption().to_pb(),
                     override_priority=group.settings.priority,
                 )
             )

@@ -75,9 +75,9 @@ class ControllerSettings:
     ru_version: int = 1
     """Which model of request units holds: 1, or 2, which is observed besides."""
 
-    def version_of(self, keyspace_id: int) -> int:
+    def version_of(self, keyspace_id: int | None) -> int:
         """Return which model holds for a keyspace."""
-        return dict(self.ru_versions).get(keyspace_id, self.ru_version)
+        return next((version for each, version in self.ru_versions if each == keyspace_id), self.ru_version)
 
     def overridden(self, config: ResourceControlConfig) -> ControllerSettings:
         """Return these with what a client set for itself."""
