@@ -25,6 +25,7 @@ from tikv_rpc import (
     Request,
     RetryRegion,
     RpcClient,
+    RpcConfig,
     Settle,
 )
 
@@ -536,7 +537,7 @@ class RawClient:
         return await opened.checksum.execute(opened.requests.checksum(key_range), call)
 
     async def _open(self, stack: AsyncExitStack) -> _Opened:
-        transport = self._transport if self._transport is not None else _grpc(self._security)
+        transport = self._transport if self._transport is not None else _grpc(self._security, self._config.rpc)
         config = self._config
         keyspace = (self._keyspace or "DEFAULT") if self._is_v2 else None
         pd = PdClient(
@@ -559,8 +560,8 @@ class RawClient:
         raise ClosedError("RawClient")
 
 
-def _grpc(security: SecurityConfig | None) -> Transport:
+def _grpc(security: SecurityConfig | None, config: RpcConfig) -> Transport:
     # gRPC takes most of the time of an import; programs that never connect should not pay it.
     from tikv_pd.grpc_transport import GrpcTransport  # noqa: PLC0415
 
-    return GrpcTransport(security)
+    return GrpcTransport(security, config.channel)
