@@ -46,20 +46,28 @@ def is_about(seconds: float, expected: float) -> bool:
 class Asked:
     """One call in a task of its own, and how it ended."""
 
-    def __init__(self, tasks: anyio.abc.TaskGroup, client: BatchClient, key: bytes, timeout: float, field: str) -> None:
+    def __init__(
+        self,
+        tasks: anyio.abc.TaskGroup,
+        client: BatchClient,
+        key: bytes,
+        timeout: float,
+        field: str,
+        priority: int = 0,
+    ) -> None:
         self.answer: Any = None
         self.error: RpcError | None = None
         self.seconds = 0.0
         self.scope = anyio.CancelScope()
         self.ended = anyio.Event()
-        tasks.start_soon(self._run, client, key, timeout, field)
+        tasks.start_soon(self._run, client, key, timeout, field, priority)
 
-    async def _run(self, client: BatchClient, key: bytes, timeout: float, field: str) -> None:
+    async def _run(self, client: BatchClient, key: bytes, timeout: float, field: str, priority: int) -> None:
         began = anyio.current_time()
         payload = kvrpcpb.RawGetRequest(key=key).SerializeToString()
         with self.scope:
             try:
-                self.answer = await client.call(field, b"", payload, began + timeout, timeout)
+                self.answer = await client.call(field, b"", payload, began + timeout, timeout, priority)
             except RpcError as error:
                 self.error = error
         self.seconds = anyio.current_time() - began
@@ -119,9 +127,11 @@ class Line:
         self.tasks.start_soon(client.run)
         return client
 
-    async def ask(self, client: BatchClient, *keys: bytes, timeout: float = 10, field: str = "RawGet") -> list[Asked]:
+    async def ask(
+        self, client: BatchClient, *keys: bytes, timeout: float = 10, field: str = "RawGet", priority: int = 0
+    ) -> list[Asked]:
         """Make a call for each key, all in one tick, and wait until they were taken up."""
-        asked = [Asked(self.tasks, client, key, timeout, field) for key in keys]
+        asked = [Asked(self.tasks, client, key, timeout, field, priority) for key in keys]
         await settle()
         return asked
 
@@ -719,3 +729,246 @@ class TestNativeCancellation:
 
         assert await other.failure() == ("UNAVAILABLE", False)
         assert cancelled.error is None
+
+
+class TestPriorities:
+    async def ask_behind_a_write(self, line: Line, config: RpcConfig, *asked: tuple[bytes, int]) -> list[list[bytes]]:
+        """Queue calls of several priorities while a message is written, and return what is written then."""
+        connection = GatedConnection(line.network)
+        connection.send_gate = anyio.Event()
+        client = line.serve(BatchClient(line.network, connection, config))
+        await line.ask(client, b"first")
+        for key, priority in asked:
+            await line.ask(client, key, priority=priority)
+
+        connection.send_gate.set()
+        await settle()
+
+        return line.written()[1:]
+
+    async def test_what_has_priority_is_written_first(self, line: Line) -> None:
+        config = RpcConfig(max_batch_size=2)
+
+        written = await self.ask_behind_a_write(
+            line, config, (b"low", 0), (b"middle", 8), (b"high", 16), (b"low 2", 0), (b"high 2", 16)
+        )
+
+        assert written == [[b"high", b"high 2"], [b"middle", b"low"], [b"low 2"]]
+
+    async def test_a_request_of_any_priority_is_answered(self, line: Line) -> None:
+        client = line.open()
+        (asked,) = await line.ask(client, b"a", priority=8)
+
+        await line.answer((1, b"1"))
+
+        assert await asked.value() == b"1"
+
+    async def test_one_cancelled_in_its_queue_is_never_written(self, line: Line) -> None:
+        connection = GatedConnection(line.network)
+        connection.send_gate = anyio.Event()
+        client = line.serve(BatchClient(line.network, connection, RpcConfig()))
+        await line.ask(client, b"a")
+        (cancelled,) = await line.ask(client, b"b", priority=8)
+        cancelled.scope.cancel()
+        await line.ask(client, b"c", priority=8)
+
+        connection.send_gate.set()
+        await settle()
+
+        assert line.written() == [[b"a"], [b"c"]]
+
+    async def test_deadlines_hold_whatever_the_priority(self, line: Line) -> None:
+        connection = GatedConnection(line.network)
+        connection.ready_gate = anyio.Event()
+        client = line.serve(BatchClient(line.network, connection, RpcConfig()))
+
+        (asked,) = await line.ask(client, b"a", timeout=0.05, priority=8)
+        await anyio.sleep(0.1)
+
+        assert await asked.failure() == ("DEADLINE_EXCEEDED", False)
+        assert is_about(asked.seconds, 0.05)
+
+
+class TestLimit:
+    LIMIT = RpcConfig(max_in_flight=2)
+
+    async def test_no_more_than_the_limit_is_in_flight(self, line: Line) -> None:
+        client = line.open(self.LIMIT)
+
+        await line.ask(client, b"a", b"b", b"c", b"d", b"e")
+
+        assert [len(keys) for keys in line.written()] == [2]
+        assert (client.stats().in_flight, client.stats().queued) == (5, 3)
+
+    async def test_what_is_left_over_leaves_as_answers_arrive(self, line: Line) -> None:
+        client = line.open(self.LIMIT)
+        asked = await line.ask(client, b"a", b"b", b"c", b"d", b"e")
+
+        for _ in range(5):
+            answered = {number for numbers in line.ids() for number in numbers}
+            await line.answer(*[(number, b"1") for number in answered])
+
+        assert [await call.value() for call in asked] == [b"1"] * 5
+        assert [len(keys) for keys in line.written()] == [2, 2, 1]
+
+    async def test_an_urgent_request_ignores_the_limit(self, line: Line) -> None:
+        client = line.open(self.LIMIT)
+        await line.ask(client, b"a", b"b", b"c")
+
+        await line.ask(client, b"urgent", priority=10)
+        await line.ask(client, b"preferred", priority=9)
+
+        assert line.written()[1:] == [[b"urgent"]]
+
+    async def test_what_was_given_up_is_in_flight_until_it_is_answered(self, line: Line) -> None:
+        client = line.open(self.LIMIT)
+        cancelled, expired = (await line.ask(client, b"a"))[0], (await line.ask(client, b"b", timeout=0.02))[0]
+        cancelled.scope.cancel()
+        await expired.failure()
+        (waiting,) = await line.ask(client, b"c")
+        assert line.written() == [[b"a"], [b"b"]]
+
+        await line.answer((1, b"late"))
+
+        assert line.written() == [[b"a"], [b"b"], [b"c"]]
+        assert waiting.error is None
+
+    async def test_a_broken_stream_makes_room(self, line: Line) -> None:
+        client = line.open(self.LIMIT)
+        asked = await line.ask(client, b"a", b"b", b"c")
+        asked[0].scope.cancel()
+        asked[1].scope.cancel()
+
+        line.stop()
+        line.start()
+        await settle()
+
+        assert sum(len(keys) for keys in line.written()) == 3
+
+    async def test_one_that_waits_for_room_fails_at_its_deadline_as_not_sent(self, line: Line) -> None:
+        client = line.open(self.LIMIT)
+        await line.ask(client, b"a", b"b")
+
+        (asked,) = await line.ask(client, b"c", timeout=0.05)
+        await anyio.sleep(0.1)
+
+        assert await asked.failure() == ("DEADLINE_EXCEEDED", False)
+        assert is_about(asked.seconds, 0.05)
+
+
+class TestRecovery:
+    async def break_twice(self, line: Line, client: BatchClient) -> None:
+        """Let two streams end that answered nothing."""
+        line.failure = fail("UNAVAILABLE", "overloaded")
+        for _ in range(2):
+            (asked,) = await line.ask(client, b"a")
+            assert await asked.failure() == ("UNAVAILABLE", True)
+
+    async def test_a_store_that_breaks_every_stream_is_left_alone_for_a_while(self, line: Line) -> None:
+        client = line.open()
+        await self.break_twice(line, client)
+
+        asked = await line.ask(client, b"b", b"c")
+
+        assert [await call.failure() for call in asked] == [("UNAVAILABLE", False)] * 2
+        assert max(call.seconds for call in asked) < 0.05
+        assert len(line.streams) == 2
+        assert client.is_down
+
+    async def test_and_asked_again_after_it(self, line: Line) -> None:
+        client = line.open()
+        await self.break_twice(line, client)
+        line.failure = None
+
+        await anyio.sleep(0.11)
+        (asked,) = await line.ask(client, b"b")
+        await line.answer((3, b"2"))
+
+        assert await asked.value() == b"2"
+        assert not client.is_down
+        assert client.stats().reconnects == 2
+
+    async def test_answers_in_between_make_a_stream_a_good_one(self, line: Line) -> None:
+        client = line.open()
+
+        for number in range(1, 6):
+            (asked,) = await line.ask(client, b"a")
+            await line.answer((number, b"1"))
+            assert await asked.value() == b"1"
+            line.stop()
+            line.start()
+            await settle()
+
+        assert len(line.streams) == 5
+        assert not client.is_down
+
+    async def test_a_connection_that_cannot_be_made_is_down(self, line: Line) -> None:
+        line.stop()
+        client = line.open()
+
+        (asked,) = await line.ask(client, b"a")
+
+        assert await asked.failure() == ("UNAVAILABLE", False)
+        assert client.is_down
+
+
+class TestFeedback:
+    async def test_what_a_store_says_of_its_health_is_handed_on(self, line: Line) -> None:
+        heard: list[tuple[int, int, int]] = []
+
+        def hear(store_id: int, number: int, slow_score: int) -> None:
+            heard.append((store_id, number, slow_score))
+
+        client = line.serve(BatchClient(line.network, line.network.connect(ADDRESS), RpcConfig(), on_feedback=hear))
+        await line.ask(client, b"a")
+        feedback = kvrpcpb.HealthFeedback(store_id=3, feedback_seq_no=7, slow_score=80)
+
+        await line.send(tikvpb.BatchCommandsResponse(health_feedback=feedback))
+        await line.answer((1, b"1"))
+
+        assert heard == [(3, 7, 80)]
+
+
+class TestRest:
+    async def test_a_stream_at_rest_ends_and_the_next_call_opens_another(self, line: Line) -> None:
+        client = line.open()
+        await line.ask(client, b"a")
+        await line.answer((1, b"1"))
+
+        client.rest()
+        await settle()
+        at_rest = client.stats().streams
+        (asked,) = await line.ask(client, b"b")
+        await line.answer((2, b"2"))
+
+        assert await asked.value() == b"2"
+        assert at_rest == 0
+        assert (client.stats().streams, client.stats().reconnects) == (1, 0)
+
+    async def test_a_call_of_the_same_tick_goes_out_on_the_next_stream(self, line: Line) -> None:
+        client = line.open()
+        await line.ask(client, b"a")
+        await line.answer((1, b"1"))
+
+        client.rest()
+        (asked,) = await line.ask(client, b"b")
+        await line.answer((2, b"2"))
+
+        assert await asked.value() == b"2"
+
+    async def test_a_call_after_the_end_fails_at_once(self, line: Line) -> None:
+        client = BatchClient(line.network, line.network.connect(ADDRESS), RpcConfig())
+        scope = anyio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await client.run()
+
+        line.tasks.start_soon(run)
+        await settle()
+        scope.cancel()
+        await settle()
+
+        (asked,) = await line.ask(client, b"a")
+
+        assert await asked.failure() == ("CANCELLED", False)
