@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 import anyio
-from tikv_pd import Backoffer, Region, Store
+from tikv_pd import Backoffer, Region, Store, TikvError
 from tikv_proto import errorpb
 
 from tikv_region._inquiry import Point
@@ -22,7 +23,6 @@ from tikv_region._known import KnownRegions
 from tikv_region._learning import learn_from_error, learn_from_failure
 from tikv_region._loading import Loader
 from tikv_region._stores import StoreTable, learn
-from tikv_region._upkeep import every
 from tikv_region.codec import KeyCodec
 from tikv_region.config import RegionConfig
 from tikv_region.errors import Decision
@@ -282,13 +282,13 @@ class RegionCache:
         config = self._config
         async with anyio.create_task_group() as tasks:
             if config.sweep_interval is not None:
-                tasks.start_soon(every, config.sweep_interval, self._sweep)
+                tasks.start_soon(_every, config.sweep_interval, self._sweep)
             if config.stores_interval is not None:
                 refresh = functools.partial(self._stores.refresh, config.stores_interval)
-                tasks.start_soon(every, config.stores_interval, refresh)
+                tasks.start_soon(_every, config.stores_interval, refresh)
             if config.refresh_interval is not None:
                 load_again = functools.partial(self._loader.refresh, config.refresh_interval)
-                tasks.start_soon(every, config.refresh_interval, load_again)
+                tasks.start_soon(_every, config.refresh_interval, load_again)
 
     def clear(self) -> None:
         """Forget all Regions. Stores are kept: requests under way hold on to them."""
@@ -314,3 +314,11 @@ class RegionCache:
 
 def _first_beyond(entry: RegionEntry, keys: Sequence[bytes], at: int) -> int:
     return bisect_left(keys, entry.end, at) if entry.end else len(keys)
+
+
+async def _every(interval: float, step: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await anyio.sleep(interval)
+        # PD does not answer: the next turn is soon enough.
+        with suppress(TikvError):
+            await step()

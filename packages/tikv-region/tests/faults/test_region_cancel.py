@@ -224,6 +224,93 @@ async def test_a_call_that_pd_refuses_for_good_fails_at_once_and_the_next_one_wo
     assert await operation(cache, patient())
 
 
+def pd_knows_no_region(_cache: RegionCache, pd: FaultySource) -> None:
+    pd.view = []
+
+
+def pd_knows_only_an_earlier_one(cache: RegionCache, pd: FaultySource) -> None:
+    pd.view = pd.map.regions
+    pd.map.split(b"k")
+    cache.insert(pd.map.region(b"k"))
+
+
+def pd_knows_no_address(_cache: RegionCache, pd: FaultySource) -> None:
+    pd.map.stores[1] = Store(1, "")
+
+
+WAITS: list[tuple[Callable[[RegionCache, FaultySource], None], Operation]] = [
+    (pd_knows_no_region, lambda cache, backoffer: cache.locate(b"h", backoffer)),
+    (pd_knows_no_region, lambda cache, backoffer: cache.locate_end(b"h", backoffer)),
+    (pd_knows_no_region, lambda cache, backoffer: cache.locate_range(KeyRange(b"a", b"q"), backoffer)),
+    (pd_knows_no_region, lambda cache, backoffer: cache.locate_ranges([KeyRange(b"a", b"q")], backoffer)),
+    (pd_knows_no_region, lambda cache, backoffer: cache.group_keys([b"a", b"h"], backoffer)),
+    (pd_knows_only_an_earlier_one, lambda cache, backoffer: cache.locate(b"h", backoffer)),
+    (pd_knows_no_address, resolve),
+]
+every_wait = pytest.mark.parametrize(("cause", "operation"), WAITS)
+# On a clock that cannot be stopped, the one for a newer answer is too short to be met.
+every_long_wait = pytest.mark.parametrize(
+    ("cause", "operation"), [wait for wait in WAITS if wait[0] is not pd_knows_only_an_earlier_one]
+)
+
+
+def set_right(pd: FaultySource) -> None:
+    pd.view = None
+    pd.map.stores[1] = Store(1, "tikv1:20160")
+
+
+@every_wait
+async def test_a_wait_for_pd_to_know_better_can_be_cancelled(
+    cache: RegionCache, pd: FaultySource, cause: Callable[[RegionCache, FaultySource], None], operation: Operation
+) -> None:
+    cause(cache, pd)
+
+    with anyio.move_on_after(0.001) as scope:
+        await operation(cache, patient())
+
+    assert scope.cancelled_caught
+    assert_nothing_left(cache)
+    set_right(pd)
+    assert await operation(cache, patient())
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@every_long_wait
+async def test_a_wait_for_pd_to_know_better_can_be_cancelled_natively(
+    cache: RegionCache,
+    pd: FaultySource,
+    cause: Callable[[RegionCache, FaultySource], None],
+    operation: Operation,
+    anyio_backend: str,
+) -> None:
+    del anyio_backend
+    cause(cache, pd)
+    task = asyncio.create_task(operation(cache, patient()))
+    await anyio.wait_all_tasks_blocked()
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert_nothing_left(cache)
+    set_right(pd)
+    assert await operation(cache, patient())
+
+
+@pytest.mark.parametrize("call", [0, 1])
+async def test_the_walk_to_the_last_region_can_be_cancelled_at_each_step(call: int) -> None:
+    pd = FaultySource(RegionMap([b"\xff" * 70]))
+    cache = RegionCache(pd, pd.map.codec, now=anyio.current_time)
+    pd.hang_at = call
+
+    with anyio.move_on_after(1) as scope:
+        await cache.locate_end(b"", patient())
+
+    assert scope.cancelled_caught
+    assert_nothing_left(cache)
+    assert (await cache.locate_end(b"", patient())).end == b""
+
+
 @pytest.mark.parametrize("call", [0, 1])
 async def test_a_reload_that_hangs_or_is_cancelled_leaves_the_region_in_use(
     cache: RegionCache, pd: FaultySource, call: int
