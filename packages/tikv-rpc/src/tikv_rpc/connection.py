@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import anyio
 from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import Connection, Metadata, Req, Resp, Stream
 from tikv_proto.services import Rpc
@@ -24,10 +25,13 @@ class RecycledConnection:
         self._inner: Connection | None = first
         self._address = first.address
         self._is_closed = False
+        self.connects = 1
+        """Connections made."""
         self.unary_calls = 0
         """Unary calls made."""
-        self.under_way = 0
+        self.unary_under_way = 0
         """Unary calls under way."""
+        self._awaited = 0
 
     @property
     def address(self) -> str:
@@ -39,20 +43,29 @@ class RecycledConnection:
         """Whether there is a connection, which needs not be dialed yet."""
         return self._inner is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for it to be connected, or a unary call is under way."""
+        return self._awaited > 0 or self.unary_under_way > 0
+
     async def ready(self, *, timeout: float) -> None:
         """Wait until connected."""
-        await self._current().ready(timeout=timeout)
+        self._awaited += 1
+        try:
+            await self._current().ready(timeout=timeout)
+        finally:
+            self._awaited -= 1
 
     async def unary(
         self, rpc: Rpc[Req, Resp], request: Req | bytes, *, timeout: float, metadata: Metadata = ()
     ) -> Resp:
         """Send one request and return the response."""
         self.unary_calls += 1
-        self.under_way += 1
+        self.unary_under_way += 1
         try:
             return await self._current().unary(rpc, request, timeout=timeout, metadata=metadata)
         finally:
-            self.under_way -= 1
+            self.unary_under_way -= 1
 
     def stream(self, rpc: Rpc[Req, Resp], *, metadata: Metadata = ()) -> Stream[Req, Resp]:
         """Open a stream. Only what is not used may be recycled: the caller knows of its streams."""
@@ -62,7 +75,8 @@ class RecycledConnection:
         """Close the connection; the next use makes another."""
         inner, self._inner = self._inner, None
         if inner is not None:
-            await inner.aclose()
+            with anyio.CancelScope(shield=True):
+                await inner.aclose()
 
     async def aclose(self) -> None:
         """Close it for good; what is under way fails, and so does every later call."""
@@ -75,5 +89,6 @@ class RecycledConnection:
             if self._is_closed:
                 raise RpcError(self._address, "connect", "CANCELLED", "the connection was closed", sent=False)
             self._inner = self._connect()
+            self.connects += 1
             self._on_connect()
         return self._inner

@@ -48,8 +48,9 @@ class _Lane:
     def idle_seconds(self, now: float) -> float:
         """Return for how long nothing has happened, as far as these looks tell."""
         batches = self.batches()
-        activity = self.connection.unary_calls + sum(batch.activity for batch in batches)
-        if activity != self._seen or self.connection.under_way or any(batch.is_busy for batch in batches):
+        connection = self.connection
+        activity = connection.connects + connection.unary_calls + sum(batch.activity for batch in batches)
+        if activity != self._seen or connection.is_busy or any(batch.is_busy for batch in batches):
             self._seen, self._idle_since = activity, now
         return now - self._idle_since
 
@@ -133,7 +134,7 @@ class StoreClient:
         return BatchStats.total(
             [batch.stats() for lane in self._lanes for batch in lane.batches()]
             + [
-                BatchStats.of_unary(lane.connection.unary_calls, in_flight=lane.connection.under_way)
+                BatchStats.of_unary(lane.connection.unary_calls, in_flight=lane.connection.unary_under_way)
                 for lane in self._lanes
             ]
         )
