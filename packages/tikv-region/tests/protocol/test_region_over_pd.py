@@ -9,7 +9,7 @@ import pytest
 from tikv_pd import Backoffer, Deadline, DeadlineExceeded, PdClient
 from tikv_pd.testing import FakePd, MemoryTransport
 from tikv_proto.services import PD
-from tikv_region import KeyRange, KeyspaceCodec, RegionCache
+from tikv_region import KeyRange, KeyspaceCodec, RegionCache, RegionConfig
 from tikv_region.testing import RegionMap
 
 CODEC = KeyspaceCodec(b"r", 5, "shop")
@@ -30,16 +30,20 @@ async def client(fake: FakePd) -> AsyncIterator[PdClient]:
         yield client
 
 
-async def test_the_cache_works_on_a_client_of_pd(client: PdClient, backoffer: Backoffer) -> None:
-    cache = RegionCache(client, CODEC, now=anyio.current_time)
+@pytest.mark.parametrize("config", [RegionConfig(), RegionConfig(allow_follower=True), RegionConfig(need_buckets=True)])
+async def test_the_cache_works_on_a_client_of_pd(client: PdClient, backoffer: Backoffer, config: RegionConfig) -> None:
+    cache = RegionCache(client, CODEC, config=config, now=anyio.current_time)
 
     entry = await cache.locate(b"07x", backoffer)
     last = await cache.locate_end(b"", backoffer)
     below = await cache.locate_end(b"20", backoffer)
     entries = await cache.locate_range(KeyRange(), backoffer)
     groups = await cache.group_keys([b"%02d" % number for number in range(50)], backoffer)
+    by_id = await cache.locate_id(entry.id, backoffer)
+    await cache.update_buckets(entry, 1, backoffer)
 
     assert (entry.start, entry.end) == (b"07", b"08")
+    assert by_id is entry
     assert (last.start, last.end) == (b"49", b"")
     assert (below.start, below.end) == (b"19", b"20")
     assert len(entries) == len(groups) == 50
