@@ -85,6 +85,12 @@ def attempt_of(group: str = "g", source: str = "", timeout: float = 60.0) -> Att
     return Attempt(options=Options(group, source), deadline=Deadline("get", timeout, anyio.current_time))
 
 
+async def settle() -> None:
+    """Let the tasks that can run do so, while no time passes."""
+    for _ in range(50):
+        await checkpoint()
+
+
 async def get(control: ResourceControl, timeout: float = 60.0, group: str = "g") -> float:
     """Make one read of 0.475 RU and return how long it took."""
     began = anyio.current_time()
@@ -252,7 +258,7 @@ async def test_the_second_model_is_observed(control: ResourceControl, tokens: Fa
     for _ in range(2):
         await control(attempt, answer(kvrpcpb.GetResponse(exec_details_v2=counters)))
         tokens.change_settings(b'{"ru-version-policy": {"default": 2}}')
-        await anyio.wait_all_tasks_blocked()
+        await settle()
 
     assert control.stats()["g"].details.ru_v2 == pytest.approx(2 * weight)
     await anyio.sleep(1.5)
@@ -314,7 +320,7 @@ async def test_a_request_that_gets_no_tokens_is_throttled_after_twenty_tries(
 async def test_a_wait_longer_than_the_limit_is_not_begun(control: ResourceControl, tokens: FakeTokens) -> None:
     tokens.grants["g"] = TokenGrant("g", 50, trickle=50)
     await burn(control, 100)
-    await anyio.wait_all_tasks_blocked()
+    await settle()
 
     with pytest.raises(ResourceGroupThrottled) as caught:
         await get(control)
@@ -327,7 +333,7 @@ async def test_a_wait_longer_than_the_limit_is_not_begun(control: ResourceContro
 async def test_a_wait_within_the_limit_is_taken(control: ResourceControl, tokens: FakeTokens) -> None:
     tokens.grants["g"] = TokenGrant("g", 100, trickle=5)
     await burn(control, 100)
-    await anyio.wait_all_tasks_blocked()
+    await settle()
 
     # 20 RU a second for a debt of 90.
     assert await get(control) == pytest.approx(90 / 20, rel=0.05)
@@ -374,7 +380,7 @@ async def test_the_longest_wait_can_be_set(tokens: FakeTokens) -> None:
     tokens.grants["g"] = TokenGrant("g", 50, trickle=5)
     async with ResourceControl(tokens, ResourceControlConfig(max_wait=5)) as control:
         await burn(control, 100)
-        await anyio.wait_all_tasks_blocked()
+        await settle()
 
         with pytest.raises(ResourceGroupThrottled) as caught:
             await get(control)
@@ -385,17 +391,17 @@ async def test_the_longest_wait_can_be_set(tokens: FakeTokens) -> None:
 async def test_settings_of_pd_hold_and_may_change(tokens: FakeTokens) -> None:
     tokens.settings = b'{"request-unit": {"read-base-cost": 2, "read-per-batch-base-cost": 0}}'
     async with ResourceControl(tokens) as control:
-        await anyio.wait_all_tasks_blocked()
+        await settle()
         await get(control)
         assert control.stats()["g"].details.read_ru == 2
 
         tokens.change_settings(b"nonsense")
-        await anyio.wait_all_tasks_blocked()
+        await settle()
         await get(control)
         assert control.stats()["g"].details.read_ru == 4
 
         tokens.change_settings(b'{"request-unit": {"read-base-cost": 3, "read-per-batch-base-cost": 0}}')
-        await anyio.wait_all_tasks_blocked()
+        await settle()
         await get(control)
         assert control.stats()["g"].details.read_ru == 7
 
@@ -497,7 +503,7 @@ async def test_a_big_read_of_a_throttled_group_waits_for_what_it_cost(
 ) -> None:
     tokens.grants["g"] = TokenGrant("g", 100, trickle=5)
     await burn(control, 20)
-    await anyio.wait_all_tasks_blocked()
+    await settle()
     assert control.stats()["g"].is_throttled
     began = anyio.current_time()
 
@@ -509,7 +515,7 @@ async def test_a_big_read_of_a_throttled_group_waits_for_what_it_cost(
 async def test_a_big_read_that_cannot_be_paid_is_withheld(control: ResourceControl, tokens: FakeTokens) -> None:
     tokens.grants["g"] = TokenGrant("g", 5, trickle=5)
     await burn(control, 8)
-    await anyio.wait_all_tasks_blocked()
+    await settle()
 
     with pytest.raises(ResourceGroupThrottled):
         await burn(control, 100)
@@ -518,7 +524,7 @@ async def test_a_big_read_that_cannot_be_paid_is_withheld(control: ResourceContr
 async def test_the_outcome_of_a_write_is_never_withheld(control: ResourceControl, tokens: FakeTokens) -> None:
     tokens.grants["g"] = TokenGrant("g", 5, trickle=5)
     await burn(control, 8)
-    await anyio.wait_all_tasks_blocked()
+    await settle()
     response = kvrpcpb.RawCASResponse(previous_value=b"v" * 8 * MIB)
     cas = attempt_of()
     cas.rpc = Tikv.RawCompareAndSwap
@@ -577,7 +583,7 @@ async def test_changed_settings_of_a_group_hold_at_once(control: ResourceControl
     await get(control)
 
     tokens.put(ResourceGroup("g", 10, priority=16))
-    await anyio.wait_all_tasks_blocked()
+    await settle()
     attempt = attempt_of()
     await control(attempt, answer())
 
@@ -594,7 +600,7 @@ async def test_a_deleted_group_lives_on_as_default_and_may_come_back(
         await get(control, group="default")
 
     tokens.delete("g")
-    await anyio.wait_all_tasks_blocked()
+    await settle()
 
     assert await get(control) == 0
     assert control.stats()["g"].is_deleted
@@ -603,7 +609,7 @@ async def test_a_deleted_group_lives_on_as_default_and_may_come_back(
     await control(attempt_of(source="internal_ddl"), answer())
 
     tokens.put(ResourceGroup("g", 77))
-    await anyio.wait_all_tasks_blocked()
+    await settle()
 
     assert not control.stats()["g"].is_deleted
     assert control.stats()["g"].tokens == 77
@@ -616,7 +622,7 @@ async def test_a_group_deleted_with_no_default_to_be_had_is_unknown(
     del tokens.groups["default"]
 
     tokens.delete("g")
-    await anyio.wait_all_tasks_blocked()
+    await settle()
 
     with pytest.raises(ResourceGroupNotFound):
         await get(control)
@@ -626,7 +632,7 @@ async def test_the_default_group_is_never_given_up(control: ResourceControl, tok
     await get(control, group="default")
 
     tokens.delete("default")
-    await anyio.wait_all_tasks_blocked()
+    await settle()
 
     assert await get(control, group="default") == 0
     assert not control.stats()["default"].is_deleted

@@ -150,6 +150,8 @@ class TokenController:
             if reservation.granted:
                 if reservation.wait > 0:
                     await self._sit_out(group, amount, reservation.wait)
+                elif throttled is None:
+                    return 0.0
                 return self._now() - started
             throttled = ResourceGroupThrottled(group.name, reservation.wait, reservation.rate, reservation.remaining)
             with anyio.move_on_after(min(self.settings.retry_interval, left)):
@@ -208,9 +210,9 @@ class TokenController:
             known = self.groups.get(name)
             if settings is not None and (known is None or known.is_stand_in):
                 self._replace(GroupState.new(name, settings, self._now()))
-        finally:
-            self._loads.pop(name, None)
-            load.done.set()
+        # When cancelled, this is left to `run`: who waits must not find it running.
+        del self._loads[name]
+        load.done.set()
 
     def _stand_in(self, name: str, rate: int) -> None:
         group = GroupState.new(name, ResourceGroup(name, rate), self._now())
