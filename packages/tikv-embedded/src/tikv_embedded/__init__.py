@@ -6,7 +6,8 @@
   chosen, a `StoreFault` strikes them; `Recording` keeps `ReceivedCall` values.
 - `Network` (`cluster.network`) freezes and cuts connections.
 - `ServerSecurity` is the TLS of its ports.
-- `TsoServers` (`cluster.tso`) are those that give out timestamps in PD's place, if any.
+- `TsoServers` (`cluster.tso`) are those that give out timestamps in PD's place, if any; `RouterServers`
+  (`cluster.routers`) and `ResourceManagerServers` (`cluster.resource_managers`) do other work of PD beside it.
 - `Region`, `Peer`, `RegionEpoch`, `Store`, `StoreState`: what it is made of, as values.
 - `EmbeddedError` and its family: what starting or changing it can raise.
 
@@ -24,6 +25,10 @@ from tikv_embedded.errors import (
 )
 from tikv_embedded.network import Network as Network
 from tikv_embedded.pd.controls import PdControls as PdControls
+from tikv_embedded.pd.registered_servers import (
+    ResourceManagerServers as ResourceManagerServers,
+    RouterServers as RouterServers,
+)
 from tikv_embedded.pd.tso_servers import TsoServers as TsoServers
 from tikv_embedded.region import (
     Peer as Peer,

@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-import attrs
-
-from tikv_embedded.bootstrap import open_state, user_bound
-from tikv_embedded.endpoint import Endpoint
-from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine
+from tikv_embedded.bootstrap import user_bound
 from tikv_embedded.errors import ClusterNotRunningError, TopologyError
 from tikv_embedded.network import Network
 from tikv_embedded.options import ClusterOptions, check_options
-from tikv_embedded.pd.clock import Clock
 from tikv_embedded.pd.controls import PdControls
-from tikv_embedded.pd.http_endpoint import HttpEndpoint
-from tikv_embedded.pd.members import PdMember, PdMembers
-from tikv_embedded.pd.pd_servers import PdServers
-from tikv_embedded.pd.state import PdState
-from tikv_embedded.pd.tso import TimestampOracle
+from tikv_embedded.pd.registered_servers import ResourceManagerServers, RouterServers
 from tikv_embedded.pd.tso_servers import TsoServers
 from tikv_embedded.region import Region, Store, StoreState
-from tikv_embedded.relay import RelayEndpoint
+from tikv_embedded.running import RunningCluster
 from tikv_embedded.security import ServerSecurity
 from tikv_embedded.store.fault_controls import StoreFaults
-from tikv_embedded.store.store_servers import StoreServers
-from tikv_embedded.topology import Topology
-
-
-@attrs.frozen(kw_only=True)
-class _Running:
-    """What a cluster has while it runs."""
-
-    engine: Engine
-    topology: Topology
-    pd: PdState
-    pd_controls: PdControls
-    pd_servers: PdServers
-    tso: TsoServers
-    tso_endpoints: list[Endpoint]
-    store_servers: StoreServers
-    store_faults: StoreFaults
-
-
-_GRACE = 0.05
-"""Seconds that calls under way get when the cluster is closed; a client gone by then sees no broken connection."""
 
 
 class EmbeddedCluster:
@@ -65,6 +34,8 @@ class EmbeddedCluster:
         api_version: Storage mode: `v1`, `v1ttl` or `v2`. Fixed once a data directory is written.
         pd_members: 1 or 3 PD servers.
         tso_servers: 0 to 5 servers that give out timestamps in PD's place, on free ports; 0 lets PD do it.
+        router_servers: 0 to 5 servers that answer queries of Regions and stores beside PD, on free ports.
+        resource_managers: 0 to 5 servers that grant tokens of resource groups beside PD, on free ports.
         http: Whether PD's ports answer HTTP too. Every byte of gRPC with PD is then passed on once more.
         security: TLS of all ports; None is none.
         network_faults: Whether connections to all ports can be frozen and cut (`network`). Every byte is then passed
@@ -90,6 +61,8 @@ class EmbeddedCluster:
         api_version: str = "v1",
         pd_members: int = 1,
         tso_servers: int = 0,
+        router_servers: int = 0,
+        resource_managers: int = 0,
         http: bool = False,
         security: ServerSecurity | None = None,
         network_faults: bool = False,
@@ -106,6 +79,8 @@ class EmbeddedCluster:
             api_version=api_version,
             pd_members=pd_members,
             tso_servers=tso_servers,
+            router_servers=router_servers,
+            resource_managers=resource_managers,
             http=http,
             security=security,
             network_faults=network_faults,
@@ -116,7 +91,7 @@ class EmbeddedCluster:
             max_peer_count=max_peer_count,
             sync=sync,
         )
-        self._running: _Running | None = None
+        self._running: RunningCluster | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -137,20 +112,13 @@ class EmbeddedCluster:
         """
         if self._running is not None:
             raise RuntimeError("the cluster runs already")
-        options = self._options
-        engine: Engine = MemoryEngine() if options.path is None else RocksEngine(options.path, sync=options.sync)
-        endpoints: list[Endpoint] = []
-        try:
-            self._running = await self._serve(engine, endpoints)
-        except BaseException:
-            await _close(engine, endpoints)
-            raise
+        self._running = await RunningCluster.open(self._options)
 
     async def aclose(self) -> None:
         """Stop all ports and close the data; harmless when not running. Calls under way are cut off."""
         running, self._running = self._running, None
         if running is not None:
-            await _close(running.engine, _endpoints_of(running))
+            await running.aclose()
 
     @property
     def url(self) -> str:
@@ -180,17 +148,27 @@ class EmbeddedCluster:
     @property
     def faults(self) -> StoreFaults:
         """What can go wrong with the stores: delays, losses, Region errors, health; and what they receive."""
-        return self._state.store_faults
+        return self._state.faults
 
     @property
     def network(self) -> Network:
         """What can happen between clients and ports, if the cluster was made with `network_faults`."""
-        return Network(self._all_endpoints)
+        return Network(lambda: self._state.endpoints)
 
     @property
     def tso(self) -> TsoServers:
         """The servers that give out timestamps in PD's place; none unless asked for."""
         return self._state.tso
+
+    @property
+    def routers(self) -> RouterServers:
+        """The servers that answer queries of Regions and stores beside PD; none unless asked for."""
+        return self._state.routers
+
+    @property
+    def resource_managers(self) -> ResourceManagerServers:
+        """The servers that grant tokens of resource groups beside PD; none unless asked for."""
+        return self._state.resource_managers
 
     def regions(self) -> list[Region]:
         """Return all Regions, ascending by range."""
@@ -376,60 +354,7 @@ class EmbeddedCluster:
         return self._state.store_servers.set_labels(store_id, labels)
 
     @property
-    def _state(self) -> _Running:
+    def _state(self) -> RunningCluster:
         if self._running is None:
             raise ClusterNotRunningError("the cluster does not run")
         return self._running
-
-    def _all_endpoints(self) -> list[Endpoint]:
-        return _endpoints_of(self._state)
-
-    def _new_endpoint(self, port: int = 0, *, is_pd: bool = False) -> Endpoint:
-        options = self._options
-        plain = RelayEndpoint if options.network_faults else Endpoint
-        kind = HttpEndpoint if is_pd and options.http else plain
-        return kind(options.host, port, options.security)
-
-    async def _serve(self, engine: Engine, started: list[Endpoint]) -> _Running:
-        """Start everything, PD last; each port is put on `started` before anything can fail behind it."""
-        options = self._options
-        topology, keyspaces = open_state(engine, options)
-        clock = Clock()
-        oracle = TimestampOracle(engine, clock.milliseconds)
-        stores = StoreServers(options.mode, topology, engine, oracle, self._new_endpoint)
-        pd_ports = [options.pd_port + index if options.pd_port else 0 for index in range(options.pd_members)]
-        pd_endpoints = [self._new_endpoint(port, is_pd=True) for port in pd_ports]
-        tso_endpoints = [self._new_endpoint() for _ in range(options.tso_servers)]
-        for endpoint in (*pd_endpoints, *tso_endpoints, *stores.endpoints.values()):
-            started.append(endpoint)
-            endpoint.bind()
-        await stores.serve()
-        topology.watch_stores(stores.is_running)
-        topology.elect()
-        members = tuple(PdMember(index, f"pd-{index}", endpoint.url) for index, endpoint in enumerate(pd_endpoints, 1))
-        pd = PdState.open(options.mode, engine, topology, oracle, keyspaces, PdMembers(members, members[0]), clock)
-        tso, pd_servers = TsoServers(pd, tso_endpoints), PdServers(pd, pd_endpoints)
-        await tso.serve()
-        await pd_servers.serve()
-        return _Running(
-            engine=engine,
-            topology=topology,
-            pd=pd,
-            pd_controls=PdControls(pd),
-            pd_servers=pd_servers,
-            tso=tso,
-            tso_endpoints=tso_endpoints,
-            store_servers=stores,
-            store_faults=StoreFaults(stores.tikv.watch, stores.services),
-        )
-
-
-def _endpoints_of(running: _Running) -> list[Endpoint]:
-    return [*running.pd_servers.endpoints, *running.tso_endpoints, *running.store_servers.endpoints.values()]
-
-
-async def _close(engine: Engine, endpoints: Iterable[Endpoint]) -> None:
-    try:
-        await asyncio.gather(*(endpoint.stop(grace=_GRACE) for endpoint in endpoints))
-    finally:
-        engine.close()

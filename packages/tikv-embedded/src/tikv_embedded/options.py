@@ -18,8 +18,8 @@ _T = TypeVar("_T")
 MAX_STORES = 100
 """More would be no cluster for one process."""
 
-MAX_TSO_SERVERS = 5
-"""All but one of them only wait."""
+MAX_SERVERS_APART = 5
+"""Of each service that is served apart from PD; all but one of them only wait."""
 
 
 @attrs.frozen(kw_only=True)
@@ -31,6 +31,8 @@ class ClusterOptions:
     mode: ApiMode
     pd_members: int
     tso_servers: int = 0
+    router_servers: int = 0
+    resource_managers: int = 0
     http: bool = False
     security: ServerSecurity | None = None
     network_faults: bool = False
@@ -49,6 +51,8 @@ def check_options(
     api_version: str,
     pd_members: int,
     tso_servers: int,
+    router_servers: int,
+    resource_managers: int,
     http: bool,
     security: ServerSecurity | None,
     network_faults: bool,
@@ -66,7 +70,9 @@ def check_options(
     """
     _check_int("stores", stores, 1, MAX_STORES)
     _check_int("max_peer_count", max_peer_count, 1, MAX_STORES)
-    _check_int("tso_servers", tso_servers, 0, MAX_TSO_SERVERS)
+    _check_int("tso_servers", tso_servers, 0, MAX_SERVERS_APART)
+    _check_int("router_servers", router_servers, 0, MAX_SERVERS_APART)
+    _check_int("resource_managers", resource_managers, 0, MAX_SERVERS_APART)
     _check_int("pd_port", pd_port, 0, 65535)
     if pd_members not in (1, 3):
         raise OptionError(f"pd_members must be 1 or 3, not {pd_members!r}")
@@ -88,6 +94,8 @@ def check_options(
         mode=modes[api_version],
         pd_members=pd_members,
         tso_servers=tso_servers,
+        router_servers=router_servers,
+        resource_managers=resource_managers,
         http=http,
         security=security,
         network_faults=network_faults,

@@ -16,6 +16,8 @@ DEFAULTS: dict[str, Any] = {
     "api_version": "v1",
     "pd_members": 1,
     "tso_servers": 0,
+    "router_servers": 0,
+    "resource_managers": 0,
     "http": False,
     "security": None,
     "network_faults": False,

@@ -12,7 +12,7 @@ from tikv_proto import metapb, pdpb
 from tikv_embedded.meta import store_to_pb
 from tikv_embedded.pd.buckets import Buckets
 from tikv_embedded.pd.header import error_header, header
-from tikv_embedded.region import Region, peer_to_pb, region_to_pb
+from tikv_embedded.region import Region, StoreState, peer_to_pb, region_to_pb
 from tikv_embedded.topology import Topology
 
 
@@ -101,9 +101,10 @@ def query_region(topology: Topology, request: pdpb.QueryRegionRequest, buckets: 
     return response
 
 
-def get_store(topology: Topology, store_id: int, region_count: int) -> pdpb.GetStoreResponse:
+def get_store(topology: Topology, store_id: int) -> pdpb.GetStoreResponse:
     """Return one store with its statistics, or the header error of an unknown id."""
     store = topology.stores.get(store_id)
+    region_count = sum(region.peer_on(store_id) is not None for region in topology.regions.values())
     if store is None:
         message = f"invalid store ID {store_id}, not found"
         return pdpb.GetStoreResponse(header=error_header(topology.cluster_id, pdpb.ErrorType.UNKNOWN, message))
@@ -112,6 +113,16 @@ def get_store(topology: Topology, store_id: int, region_count: int) -> pdpb.GetS
         store=store_to_pb(store),
         stats=pdpb.StoreStats(store_id=store_id, region_count=region_count, start_time=store.start_timestamp),
     )
+
+
+def get_all_stores(topology: Topology, request: pdpb.GetAllStoresRequest) -> pdpb.GetAllStoresResponse:
+    """Return all stores, those that are removed only if they are not excluded."""
+    shown = [
+        store
+        for store in topology.stores.values()
+        if store.state is not StoreState.TOMBSTONE or not request.exclude_tombstone_stores
+    ]
+    return pdpb.GetAllStoresResponse(header=header(topology.cluster_id), stores=map(store_to_pb, shown))
 
 
 def split_regions(topology: Topology, keys: Sequence[bytes]) -> tuple[int, list[int]]:

@@ -1,6 +1,6 @@
-"""The resource manager of one PD member: resource groups, and tokens for those who keep to them.
+"""A resource manager, a PD member or a server of its own: resource groups, and tokens for those who keep to them.
 
-Requests have no header: the leader answers whoever asks, and refusals are gRPC errors.
+Requests have no header: the leading one answers whoever asks, and refusals are gRPC errors.
 Source: tikv/pd pkg/mcs/resourcemanager/server/grpc_service.go.
 """
 
@@ -15,7 +15,6 @@ from tikv_proto import resource_manager as rm
 from tikv_proto.services import ResourceManager, Rpc
 
 from tikv_embedded.pd.gc_store import NULL_KEYSPACE
-from tikv_embedded.pd.members import PdMember
 from tikv_embedded.pd.resource_groups import GroupRefusedError
 from tikv_embedded.pd.state import PdState
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
@@ -27,20 +26,20 @@ _DONE = "Success!"
 
 
 class ResourceManagerService:
-    """Handlers of one PD member.
+    """Handlers of one server.
 
     Args:
-        state: Shared with the other members.
-        member: Which of them this is.
+        state: Shared with the others.
+        leads: Tells whether this one answers.
     """
 
-    def __init__(self, state: PdState, member: PdMember) -> None:
+    def __init__(self, state: PdState, leads: Callable[[], bool]) -> None:
         self._state = state
-        self._member = member
+        self._leads = leads
         self._groups = state.resource_groups
 
     def handlers(self) -> list[Handler]:
-        """Return what this member answers."""
+        """Return what this server answers."""
         return [
             self._handler(ResourceManager.GetResourceGroup, self._get),
             self._handler(ResourceManager.ListResourceGroups, self._list),
@@ -116,7 +115,7 @@ class ResourceManagerService:
         return response
 
     async def _check_leading(self, context: ServicerContext) -> None:
-        if self._state.members.leader != self._member:
+        if not self._leads():
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not leader")
 
 

@@ -15,11 +15,10 @@ from google.protobuf.message import Message
 from tikv_proto import metapb, pdpb
 from tikv_proto.services import PD, Rpc
 
-from tikv_embedded.meta import store_to_pb
 from tikv_embedded.pd import regions as pd_regions
 from tikv_embedded.pd.members import PdMember, Refusal
 from tikv_embedded.pd.state import PdState, guarded
-from tikv_embedded.region import Region, StoreState
+from tikv_embedded.region import Region
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
 
 Req = TypeVar("Req", bound=Message)
@@ -134,16 +133,10 @@ class PdService:
         return pdpb.GetMinTSResponse(header=self._state.header, timestamp=timestamp)
 
     def _get_store(self, request: pdpb.GetStoreRequest, _follower: bool) -> pdpb.GetStoreResponse:
-        count = sum(region.peer_on(request.store_id) is not None for region in self._topology.regions.values())
-        return pd_regions.get_store(self._topology, request.store_id, count)
+        return pd_regions.get_store(self._topology, request.store_id)
 
     def _get_all_stores(self, request: pdpb.GetAllStoresRequest, _follower: bool) -> pdpb.GetAllStoresResponse:
-        shown = [
-            store
-            for store in self._topology.stores.values()
-            if store.state is not StoreState.TOMBSTONE or not request.exclude_tombstone_stores
-        ]
-        return pdpb.GetAllStoresResponse(header=self._state.header, stores=map(store_to_pb, shown))
+        return pd_regions.get_all_stores(self._topology, request)
 
     def _get_cluster_config(
         self, _request: pdpb.GetClusterConfigRequest, _follower: bool

@@ -25,7 +25,7 @@ def pd_handlers(state: PdState, member: PdMember) -> list[Handler]:
         PdRegistrationService(state, member),
         MetaStorageService(state, member),
         GlobalConfigService(state),
-        ResourceManagerService(state, member),
+        ResourceManagerService(state, lambda: state.members.leader == member),
     )
     position = state.members.members.index(member)
     return [state.faults.around(handler, position) for service in services for handler in service.handlers()]
