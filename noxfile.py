@@ -59,6 +59,12 @@ class Package:
     """Its directory, relative to the root."""
     requires: frozenset[str]
     """Names of all distributions it depends on, ours and others."""
+    extras: frozenset[str]
+    """Names of its extras, all of which its tests need."""
+
+    def with_extras(self, name: str) -> str:
+        """Return a requirement of the package, `name` being its name or path, together with its extras."""
+        return f"{name}[{','.join(sorted(self.extras))}]" if self.extras else name
 
 
 def read_packages() -> dict[str, Package]:
@@ -68,7 +74,8 @@ def read_packages() -> dict[str, Package]:
         project = tomllib.loads(file.read_text())["project"]
         requires = frozenset(Requirement(line).name for line in project["dependencies"])
         path = file.parent.relative_to(ROOT)
-        packages[project["name"]] = Package(project["name"], project["version"], path, requires)
+        extras = frozenset(project.get("optional-dependencies", {}))
+        packages[project["name"]] = Package(project["name"], project["version"], path, requires, extras)
     order = TopologicalSorter({package.name: package.requires & set(packages) for package in packages.values()})
     return {name: packages[name] for name in order.static_order()}
 
@@ -89,7 +96,8 @@ def install_from_tree(session: nox.Session, packages: Iterable[Package], *others
     """Install packages as editable together with other requirements."""
     # One build backend for all: a build environment for each package takes longer than the builds.
     session.install("hatchling>=1.27", "editables")
-    session.install("--no-build-isolation", *(f"--editable={package.path}" for package in packages), *others)
+    editables = (f"--editable={package.with_extras(str(package.path))}" for package in packages)
+    session.install("--no-build-isolation", *editables, *others)
 
 
 @nox.session
@@ -132,7 +140,7 @@ def wheels(session: nox.Session, dist: str) -> None:
     # An empty directory, so that nothing of the source tree can be imported.
     with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
         session.run("python", str(ROOT / ".ci" / "installed.py"), *(sibling.name for sibling in with_siblings(dist)))
-        session.install(*TEST)
+        session.install(f"--find-links={DIST}", f"{package.with_extras(package.name)}=={package.version}", *TEST)
         config = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
         session.run(*PYTEST, *config, str(ROOT / package.path / "tests"), *session.posargs)
 

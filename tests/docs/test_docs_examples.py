@@ -74,7 +74,9 @@ def anyio_backend() -> str:
 @pytest.mark.parametrize("example", [example for example in EXAMPLES if example.is_run], ids=str)
 async def test_an_example_runs(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    async with EmbeddedCluster(api_version=example.api_version, keyspaces=example.keyspaces) as cluster:
+    async with EmbeddedCluster(
+        api_version=example.api_version, keyspaces=example.keyspaces, http="pd.http" in example.code
+    ) as cluster:
         code = example.compiled(cluster.pd_addresses[0])
         names: dict[str, Any] = {"__name__": "__main__", "cluster": cluster}
         if code.co_flags & inspect.CO_COROUTINE:

@@ -10,6 +10,7 @@ from tikv_embedded import EmbeddedCluster
 from tikv_pd import (
     Consumption,
     DataCompacted,
+    KeyspaceNotFound,
     MetaEvent,
     PdClient,
     PdConfig,
@@ -195,3 +196,63 @@ async def test_a_lost_answer_to_a_request_for_tokens_is_asked_for_again(cluster:
             granted = await pd.resource_groups.acquire_token_buckets([TokenRequest("default", 1)], client_id=1)
 
     assert [grant.tokens for grant in granted] == [1]
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[EmbeddedCluster]:
+    async with EmbeddedCluster(stores=2, pd_members=3, http=True, split_keys=[b"g"]) as cluster:
+        yield cluster
+
+
+async def test_the_http_api_tells_what_the_rpcs_tell(web: EmbeddedCluster) -> None:
+    async with PdClient(web.url) as pd:
+        regions = await pd.http.get_regions()
+        stores = await pd.http.get_stores()
+
+        assert [each.region for each in regions] == await pd.scan_regions(b"")
+        assert sorted(each.store.id for each in stores) == sorted(each.id for each in await pd.get_stores())
+        assert await pd.http.get_region(b"k") == regions[1]
+        assert await pd.http.get_region(b"") == regions[0]
+        assert await pd.http.get_region_by_id(regions[0].region.id) == regions[0]
+        assert await pd.http.get_region_by_id(10**6) is None
+        assert await pd.http.get_regions(b"a", b"b") == [regions[0]]
+        assert await pd.http.get_regions(limit=1) == [regions[0]]
+        assert await pd.http.get_store(stores[0].store.id) == stores[0]
+        assert await pd.http.get_store(10**6) is None
+        assert sum(each.leader_count for each in stores) == len(regions)
+        assert sorted(each.name for each in await pd.http.get_members()) == sorted(
+            each.name for each in await pd.get_members()
+        )
+        assert (await pd.http.get_leader()).client_urls == (f"http://{pd.leader}",)
+        assert await pd.http.get_version()
+        assert await pd.http.get_min_resolved_ts() == web.pd.min_resolved_ts
+        by_store = await pd.http.get_min_resolved_ts_by_store([stores[0].store.id])
+        assert [store_id for store_id, _ in by_store.stores] == [stores[0].store.id]
+        everything = await pd.http.get_min_resolved_ts_by_store()
+        assert [store_id for store_id, _ in everything.stores] == sorted(each.store.id for each in stores)
+
+
+async def test_the_http_api_is_there_while_members_die_and_leaders_move(web: EmbeddedCluster) -> None:
+    async with PdClient(web.url) as pd:
+        for index in (0, 1, 2, 0):
+            await web.stop_pd_member(index)
+            with anyio.fail_after(20):
+                health = await pd.http.get_health()
+            assert [each.is_healthy for each in sorted(health, key=lambda each: each.id)].count(False) == 1
+            await web.start_pd_member(index)
+            web.transfer_pd_leader((index + 2) % 3)
+
+        assert all(each.is_healthy for each in await pd.http.get_health())
+
+
+async def test_keyspaces_over_http() -> None:
+    async with (
+        EmbeddedCluster(stores=1, http=True, api_version="v2", keyspaces=["orders"]) as cluster,
+        PdClient(cluster.url) as pd,
+    ):
+        orders = await pd.http.get_keyspace("orders")
+
+        assert orders == await pd.keyspaces.get("orders")
+        assert await pd.http.get_keyspace_by_id(orders.id) == orders
+        with pytest.raises(KeyspaceNotFound):
+            await pd.http.get_keyspace("users")

@@ -45,6 +45,7 @@ from tikv_pd.errors import (
     GcBarrierTooOld as GcBarrierTooOld,
     InvalidValue as InvalidValue,
     KeyspaceNotFound as KeyspaceNotFound,
+    MinResolvedTsDisabled as MinResolvedTsDisabled,
     NotBootstrapped as NotBootstrapped,
     PdError as PdError,
     PdUnavailable as PdUnavailable,
@@ -61,6 +62,17 @@ from tikv_pd.gc import (
     GcBarrier as GcBarrier,
     GcState as GcState,
     SafePointAdvance as SafePointAdvance,
+)
+from tikv_pd.http import (
+    HttpAnswer as HttpAnswer,
+    HttpTransport as HttpTransport,
+    PdHttp as PdHttp,
+)
+from tikv_pd.http_values import (
+    MemberHealth as MemberHealth,
+    MinResolvedTs as MinResolvedTs,
+    RegionStats as RegionStats,
+    StoreStats as StoreStats,
 )
 from tikv_pd.keyspaces import (
     Keyspaces as Keyspaces,

@@ -37,7 +37,7 @@ def read(security: SecurityConfig) -> Material:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=material.ca.decode("ascii", "ignore"))
-    except ssl.SSLError as error:
+    except (ssl.SSLError, ValueError) as error:  # The latter for an empty file.
         raise ConfigError(f"{security.ca_path} holds no certificate in PEM form: {error}") from error
     if security.cert_path is not None:
         try:

@@ -24,6 +24,7 @@ from tikv_pd.config import Address, KeyspaceRef, PdConfig, SecurityConfig, parse
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import ClosedError, ConfigError, PdError, UnknownRegion
 from tikv_pd.gc import Gc
+from tikv_pd.http import HttpTransport, PdHttp
 from tikv_pd.keyspaces import Keyspaces, enabled
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
 from tikv_pd.meta_storage import GlobalConfigs, MetaStorage
@@ -52,6 +53,7 @@ class _Session:
     global_config: GlobalConfigs
     resource_groups: ResourceGroups
     keyspace: Keyspace | None
+    http: PdHttp | None = None
 
 
 class PdClient:
@@ -72,6 +74,7 @@ class PdClient:
         security: TLS material; plain text without.
         transport: What to reach PD through, gRPC by default.
         observer: Whom to report each RPC to, for metrics.
+        http_transport: What to reach PD's HTTP API through, httpx2 by default; closed with the client.
 
     Raises:
         ConfigError: the address, the keyspace or the TLS material cannot be used.
@@ -97,6 +100,7 @@ class PdClient:
         security: SecurityConfig | None = None,
         transport: Transport | None = None,
         observer: PdObserver | None = None,
+        http_transport: HttpTransport | None = None,
     ) -> None:
         parsed = parse_address(address)
         self._seeds = parsed.endpoints
@@ -105,6 +109,7 @@ class PdClient:
         self._security = security
         self._transport = transport
         self._observer = observer
+        self._http_transport = http_transport
         settings = self._config.region_breaker
         self._region_breaker = CircuitBreaker(settings) if settings is not None else None
         self._session: _Session | None = None
@@ -173,7 +178,7 @@ class PdClient:
             keyspaces=keyspaces,
             meta=MetaStorage(calls),
             global_config=GlobalConfigs(calls),
-            resource_groups=ResourceGroups(calls),
+            resource_groups=ResourceGroups(calls, keyspace.id if keyspace is not None else None),
             keyspace=keyspace,
         )
 
@@ -229,6 +234,21 @@ class PdClient:
     def resource_groups(self) -> ResourceGroups:
         """Resource groups. Raises ClosedError when the client is not open."""
         return self._open_session().resource_groups
+
+    @property
+    def http(self) -> PdHttp:
+        """PD's HTTP API.
+
+        Raises:
+            ConfigError: the extra `tikv-pd[http]` is not installed, or the TLS material cannot be used.
+            ClosedError: the client is not open.
+        """
+        session = self._open_session()
+        if session.http is None:
+            given = self._http_transport
+            session.http = PdHttp(session.calls, given if given is not None else _httpx(self._security))
+            self._stack.push_async_callback(session.http.aclose)
+        return session.http
 
     async def get_members(self, *, timeout: float | None = None) -> list[Member]:
         """Return PD's members in no given order. Source: pdpb.PD.GetMembers."""
@@ -566,6 +586,16 @@ def _grpc(security: SecurityConfig | None) -> Transport:
     from tikv_pd.grpc_transport import GrpcTransport  # noqa: PLC0415
 
     return GrpcTransport(security)
+
+
+def _httpx(security: SecurityConfig | None) -> HttpTransport:
+    try:
+        from tikv_pd.httpx_transport import HttpxTransport  # noqa: PLC0415  # an extra
+    except ModuleNotFoundError as error:
+        if error.name != "httpx2":
+            raise
+        raise ConfigError("PD's HTTP API needs the extra `http`: pip install 'tikv-pd[http]'") from error
+    return HttpxTransport(security)
 
 
 def _check_limit(limit: int) -> None:

@@ -155,6 +155,10 @@ class DataCompacted(PdError):
     """The history asked for is gone; what is now can still be read."""
 
 
+class MinResolvedTsDisabled(PdError):
+    """PD is configured not to keep the least resolved timestamp."""
+
+
 class RegionsIncomplete(PdError):
     """PD knows no Region of a part of the range."""
 

@@ -139,9 +139,7 @@ class MappedTransport:
 
     def connect(self, address: str, *, channel: int = 0) -> Connection:
         """Return a connection to what `address` is mapped to; that is also the address in its errors."""
-        mapping = self.mapping
-        target = mapping(address) if callable(mapping) else mapping.get(address, address)
-        return self.inner.connect(target, channel=channel)
+        return self.inner.connect(dialed(address, self.mapping), channel=channel)
 
     def now(self) -> float:
         """Return the inner transport's clock."""
@@ -150,6 +148,13 @@ class MappedTransport:
     def waiter(self) -> Waiter[Any]:
         """Return a waiter of the inner transport."""
         return self.inner.waiter()
+
+
+def dialed(address: str, mapping: HostMapping | None) -> str:
+    """Return where to dial a server that advertises `address`."""
+    if mapping is None:
+        return address
+    return mapping(address) if callable(mapping) else mapping.get(address, address)
 
 
 def map_hosts(transport: Transport, mapping: HostMapping | None) -> Transport:

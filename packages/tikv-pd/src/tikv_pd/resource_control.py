@@ -46,7 +46,8 @@ class ResourceGroupChange:
 class ResourceGroups:
     """Resource groups, as `PdClient.resource_groups`. Errors and cancellation as there.
 
-    Those are the groups that belong to no keyspace; `of_keyspace` leads to those of one.
+    Those are the groups of the client's keyspace; of a client that is in none, those that belong to none. `of_keyspace`
+    leads to the others.
     """
 
     def __init__(self, calls: Calls, keyspace_id: int | None = None) -> None:
@@ -54,9 +55,9 @@ class ResourceGroups:
         self._keyspace_id = keyspace_id
         self._tokens = TokenStream(calls)
 
-    def of_keyspace(self, keyspace_id: int) -> ResourceGroups:
-        """Return the groups of a keyspace, with a stream for tokens of their own: keep them."""
-        if not 0 <= keyspace_id < 1 << 24:
+    def of_keyspace(self, keyspace_id: int | None) -> ResourceGroups:
+        """Return the groups of a keyspace, or of none, with a stream for tokens of their own: keep them."""
+        if keyspace_id is not None and not 0 <= keyspace_id < 1 << 24:
             raise ConfigError(f"keyspace_id must be between 0 and 2**24 - 1, got {keyspace_id}")
         return ResourceGroups(self._calls, keyspace_id)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tikv_pd.fake_gc import FakeGc as FakeGc
+from tikv_pd.fake_http import FakeHttp as FakeHttp
 from tikv_pd.fake_meta import FakeMeta as FakeMeta
 from tikv_pd.fake_pd import FakePd as FakePd
 from tikv_pd.fake_resources import FakeResources as FakeResources
