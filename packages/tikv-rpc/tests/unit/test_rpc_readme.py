@@ -10,7 +10,7 @@ from tikv_rpc import RpcConfig
 from tikv_rpc.testing import FakeStore
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-PLAN_EXAMPLE, CLUSTER_EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PLAN_EXAMPLE, CLUSTER_EXAMPLE, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_example_of_a_plan_runs(capsys: pytest.CaptureFixture[str]) -> None:

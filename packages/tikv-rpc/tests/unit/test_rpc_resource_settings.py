@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -198,3 +199,11 @@ def test_counters_of_the_second_model_are_found_where_there_are_some() -> None:
     assert counters_of(kvrpcpb.RawGetResponse()) is None
     assert counters_of(kvrpcpb.GetResponse(exec_details_v2=DETAILS)) is None
     assert counters_of(kvrpcpb.GetResponse(exec_details_v2=kvrpcpb.ExecDetailsV2(ru_v2=counters))) == counters
+
+
+@pytest.mark.parametrize("option", attrs.fields(ResourceControlConfig), ids=lambda option: option.name)
+def test_each_option_is_in_the_table_of_the_readme_with_its_default(option: attrs.Attribute[object]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    default = {"zone": '""', "ru_v2_weights": "RuV2Weights()"}.get(option.name, option.default)
+
+    assert f"| `{option.name}` | {default} |" in readme
