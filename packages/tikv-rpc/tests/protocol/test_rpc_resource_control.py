@@ -13,6 +13,7 @@ from tikv_pd import Deadline, DeadlineExceeded, ResourceGroup, TokenGrant
 from tikv_pd.errors import RpcError, TikvError
 from tikv_proto import coprocessor, errorpb, kvrpcpb
 from tikv_proto.services import Rpc, Tikv
+from tikv_rpc import RuModel, RuV2Weights
 from tikv_rpc.fake_tokens import FakeTokens
 from tikv_rpc.resource_control.details import RuDetails, collect_ru
 from tikv_rpc.resource_control.errors import (
@@ -386,6 +387,33 @@ async def test_the_longest_wait_can_be_set(tokens: FakeTokens) -> None:
             await get(control)
 
         assert caught.value.wait > 5
+
+
+async def test_how_long_pd_may_take_can_be_set(tokens: FakeTokens) -> None:
+    tokens.is_silent = True
+    async with ResourceControl(tokens, ResourceControlConfig(token_timeout=1.5)) as control:
+        began = anyio.current_time()
+
+        with pytest.raises(ResourceGroupUnavailable):
+            await get(control)
+
+        assert anyio.current_time() - began == pytest.approx(1.5)
+
+
+async def test_both_models_can_be_set(tokens: FakeTokens) -> None:
+    config = ResourceControlConfig(
+        model=RuModel(read_base_cost=1, read_per_batch_base_cost=0), ru_v2_weights=RuV2Weights(scale=1, get_keys=2)
+    )
+    tokens.settings = b'{"request-unit": {"read-base-cost": 50}}'
+    counters = kvrpcpb.ExecDetailsV2(ru_v2=kvrpcpb.RUV2(storage_processed_keys_get=3))
+    async with ResourceControl(tokens, config) as control:
+        await settle()
+        attempt = attempt_of()
+        attempt.rpc = Tikv.KvGet
+
+        await control(attempt, answer(kvrpcpb.GetResponse(exec_details_v2=counters)))
+
+        assert control.stats()["g"].details == RuDetails(read_ru=1, ru_v2=6)
 
 
 async def test_settings_of_pd_hold_and_may_change(tokens: FakeTokens) -> None:

@@ -138,12 +138,11 @@ class TokenController:
 
         Cancellation: safe; tokens that were taken are given back.
         """
-        started = self._now()
+        started = now = self._now()
         throttled: ResourceGroupThrottled | None = None
         for _ in range(self.settings.retry_times):
             # The group may have been deleted, or made anew, since.
             group = self.groups.get(group.name, group)
-            now = self._now()
             left = deadline.check(throttled)
             reservation = group.bucket.reserve(now, amount, min(self.settings.max_wait, left))
             self.look_at(group)
@@ -157,6 +156,7 @@ class TokenController:
             with anyio.move_on_after(min(self.settings.retry_interval, left)):
                 await self._changed.setdefault(group.name, anyio.Event()).wait()
             self._check_open()
+            now = self._now()
         deadline.check(throttled)
         assert throttled is not None
         raise throttled

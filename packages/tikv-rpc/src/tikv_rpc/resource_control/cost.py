@@ -74,7 +74,19 @@ class Usage:
 
     def copy(self) -> Usage:
         """Return an equal one that does not change with this one."""
-        return attrs.evolve(self)
+        # Written out: attrs.evolve takes ten times as long, and each request makes copies.
+        return Usage(
+            self.read_ru,
+            self.write_ru,
+            self.read_bytes,
+            self.write_bytes,
+            self.cpu_ms,
+            self.read_rpcs,
+            self.write_rpcs,
+            self.read_cross_zone_bytes,
+            self.write_cross_zone_bytes,
+            self.ru_v2,
+        )
 
     def growth_since(self, last: Usage) -> Usage:
         """Return by how much each part grew; one that shrank counts as unchanged."""

@@ -24,27 +24,29 @@ class RuDetails:
     ru_v2: float = 0.0
     """Request units of the second model; see `RuV2Weights`."""
 
-    def __add__(self, other: RuDetails) -> RuDetails:
-        return RuDetails(
-            self.read_ru + other.read_ru,
-            self.write_ru + other.write_ru,
-            self.wait + other.wait,
-            self.ru_v2 + other.ru_v2,
-        )
-
 
 class RuCollector:
-    """Adds up what requests cost."""
+    """Adds up what requests cost.
 
-    __slots__ = ("details",)
+    A plain slotted class, and numbers rather than values: each request is added twice.
+    """
+
+    __slots__ = ("_read_ru", "_ru_v2", "_wait", "_write_ru")
 
     def __init__(self) -> None:
-        self.details = RuDetails()
-        """What they cost so far."""
+        self._read_ru = self._write_ru = self._wait = self._ru_v2 = 0.0
 
-    def add(self, details: RuDetails) -> None:
-        """Add what one of them cost."""
-        self.details += details
+    @property
+    def details(self) -> RuDetails:
+        """What they cost so far."""
+        return RuDetails(self._read_ru, self._write_ru, self._wait, self._ru_v2)
+
+    def add(self, read_ru: float = 0.0, write_ru: float = 0.0, wait: float = 0.0, ru_v2: float = 0.0) -> None:
+        """Add what one of them cost; see `RuDetails`."""
+        self._read_ru += read_ru
+        self._write_ru += write_ru
+        self._wait += wait
+        self._ru_v2 += ru_v2
 
 
 @contextmanager
@@ -66,7 +68,6 @@ def collect_ru() -> Iterator[RuCollector]:
         _COLLECTORS.reset(token)
 
 
-def report(details: RuDetails) -> None:
-    """Add what a request cost to the collectors it was made under."""
-    for collector in _COLLECTORS.get():
-        collector.add(details)
+def collectors() -> tuple[RuCollector, ...]:
+    """Return those under which a request is made."""
+    return _COLLECTORS.get()

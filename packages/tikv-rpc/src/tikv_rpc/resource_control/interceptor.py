@@ -17,7 +17,7 @@ from tikv_proto.services import Rpc, Tikv
 from tikv_rpc.resource_control.charge import counters_of, response_info, written_bytes
 from tikv_rpc.resource_control.controller import TokenController
 from tikv_rpc.resource_control.cost import Access, RequestInfo
-from tikv_rpc.resource_control.details import RuDetails, report
+from tikv_rpc.resource_control.details import RuCollector, RuDetails, collectors
 from tikv_rpc.resource_control.group import GroupState
 from tikv_rpc.resource_control.settings import ResourceControlConfig
 from tikv_rpc.resource_control.source import TokenSource
@@ -154,7 +154,7 @@ class ResourceControl:
         self._predict = predict_read_bytes
         self._keyspace_id = source.keyspace_id
         self._now = now
-        self._totals: dict[str, RuDetails] = {}
+        self._totals: dict[str, RuCollector] = {}
         self._background = BackgroundTasks()
 
     async def __aenter__(self) -> Self:
@@ -199,7 +199,7 @@ class ResourceControl:
 
     def stats(self) -> dict[str, GroupStats]:
         """Return how each group does that was used, by name; one that was not used for minutes tells its cost alone."""
-        return {name: self._stats_of(name, details) for name, details in self._totals.items()}
+        return {name: self._stats_of(name, total.details) for name, total in self._totals.items()}
 
     def _stats_of(self, name: str, details: RuDetails) -> GroupStats:
         group = self._controller.groups.get(name)
@@ -248,7 +248,7 @@ class ResourceControl:
             except BaseException:
                 group.withdraw(model, request, cost)
                 raise
-        self._add(group.name, RuDetails(cost.read_ru, cost.write_ru, wait))
+        self._add(group.name, cost.read_ru, cost.write_ru, wait)
         attempt.patch(
             kvrpcpb.Context(
                 resource_control_context=kvrpcpb.ResourceControlContext(
@@ -265,7 +265,7 @@ class ResourceControl:
         group = self._controller.groups.get(name)
         if ahead > 0 and group is not None:
             group.bucket.give_back(self._now(), ahead)
-            self._add(name, RuDetails(read_ru=-ahead))
+            self._add(name, -ahead)
 
     async def _settle(self, name: str, request: RequestInfo, response: Any, attempt: Attempt) -> None:
         """Take what an answered request cost on top."""
@@ -280,7 +280,7 @@ class ResourceControl:
             ru_v2 = self.config.ru_v2_weights.cost(counters, is_write=request.is_write)
             if controller.settings.version_of(self._keyspace_id) == 2:
                 group.used.ru_v2 += ru_v2
-        self._add(name, RuDetails(cost.read_ru, cost.write_ru, 0.0, ru_v2))
+        self._add(name, cost.read_ru, cost.write_ru, ru_v2=ru_v2)
         if group.bucket.is_unlimited:
             return
         if cost.ru < 0:
@@ -289,8 +289,14 @@ class ResourceControl:
             group.bucket.remove(self._now(), cost.ru)
             controller.look_at(group)
         else:
-            self._add(name, RuDetails(wait=await controller.acquire(group, cost.ru, attempt.deadline)))
+            self._add(name, wait=await controller.acquire(group, cost.ru, attempt.deadline))
 
-    def _add(self, name: str, details: RuDetails) -> None:
-        self._totals[name] = self._totals.get(name, RuDetails()) + details
-        report(details)
+    def _add(
+        self, name: str, read_ru: float = 0.0, write_ru: float = 0.0, wait: float = 0.0, ru_v2: float = 0.0
+    ) -> None:
+        total = self._totals.get(name)
+        if total is None:
+            total = self._totals[name] = RuCollector()
+        total.add(read_ru, write_ru, wait, ru_v2)
+        for collector in collectors():
+            collector.add(read_ru, write_ru, wait, ru_v2)
