@@ -110,7 +110,8 @@ class Keyspaces:
         """Return a watch of the keyspaces: all there are, then each one that is made or changed, as it is since.
 
         After the stream broke or the leader moved all of them are told again, since PD numbers no revisions of them:
-        what matters is the state a keyspace is in, not how often that is told. Watches of MetaStorage have revisions.
+        what matters is the state a keyspace is in, not how often that is told. PD itself notices that a watch ended
+        when it has the next change to tell, so few long watches cost it less than many short ones.
 
         Source: keyspacepb.Keyspace.WatchKeyspaces, which PD serves though its Go client does not use it.
         """

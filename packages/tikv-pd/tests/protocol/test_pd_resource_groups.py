@@ -7,6 +7,7 @@ import pytest
 from tikv_pd import (
     ConfigError,
     Consumption,
+    Keyspace,
     PdClient,
     PdError,
     ResourceGroup,
@@ -160,3 +161,14 @@ async def test_a_group_of_another_keyspace_is_refused(client: PdClient) -> None:
         await client.resource_groups.modify(ResourceGroup("reports", 1, keyspace_id=8))
     with pytest.raises(ConfigError, match="keyspace_id must be"):
         client.resource_groups.of_keyspace(1 << 24)
+
+
+async def test_the_groups_of_a_client_of_a_keyspace_are_those_of_the_keyspace(pd: FakePd) -> None:
+    pd.keyspaces["orders"] = Keyspace(7, "orders", "ENABLED")
+
+    async with PdClient("tikv://pd1:2379?keyspaceName=orders", transport=pd.transport) as client:
+        await client.resource_groups.add(REPORTS)
+        await client.resource_groups.of_keyspace(None).add(ResourceGroup("batch", 1))
+
+    assert pd.resource_groups["reports"].keyspace_id == 7
+    assert pd.resource_groups["batch"].keyspace_id is None
