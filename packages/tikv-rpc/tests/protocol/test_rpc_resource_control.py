@@ -643,17 +643,37 @@ async def test_a_deleted_group_lives_on_as_default_and_may_come_back(
     assert control.stats()["g"].tokens == 77
 
 
+@pytest.mark.parametrize("is_away", [False, True])
 async def test_a_group_deleted_with_no_default_to_be_had_is_unknown(
-    control: ResourceControl, tokens: FakeTokens
+    control: ResourceControl, tokens: FakeTokens, is_away: bool
 ) -> None:
     await get(control)
     del tokens.groups["default"]
+    if is_away:
+        tokens.failure = RpcError("pd", "GetResourceGroup", "UNAVAILABLE", "away")
 
     tokens.delete("g")
     await settle()
+    tokens.failure = None
 
     with pytest.raises(ResourceGroupNotFound):
         await get(control)
+
+
+async def test_a_request_is_answered_though_its_group_was_forgotten_meanwhile(
+    control: ResourceControl, tokens: FakeTokens
+) -> None:
+    del tokens.groups["default"]
+    response = kvrpcpb.RawGetResponse()
+
+    async def proceed() -> Any:
+        tokens.delete("g")
+        tokens.put(ResourceGroup("another", 10))
+        await settle()
+        return response
+
+    assert await control(attempt_of(), proceed) is response
+    assert control.stats()["g"].tokens == 0
 
 
 async def test_the_default_group_is_never_given_up(control: ResourceControl, tokens: FakeTokens) -> None:

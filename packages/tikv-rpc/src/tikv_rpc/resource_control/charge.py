@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from google.protobuf.message import Message
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Rpc, Tikv
 
@@ -42,38 +41,35 @@ def _key_bytes(request: kvrpcpb.RawDeleteRequest) -> int:
     return len(request.key)
 
 
-def _nothing(_request: Message) -> int:
-    return 0
-
-
 _WRITE_BYTES: Final[Mapping[Rpc[Any, Any], Callable[[Any], int]]] = {
     Tikv.KvPrewrite: _prewrite_bytes,
     Tikv.KvCommit: _keys_bytes,
-    **dict.fromkeys(
-        (
-            Tikv.KvPessimisticLock,
-            Tikv.KvBatchRollback,
-            Tikv.KVPessimisticRollback,
-            Tikv.KvCheckTxnStatus,
-            Tikv.KvCheckSecondaryLocks,
-            Tikv.KvCleanup,
-            Tikv.KvTxnHeartBeat,
-            Tikv.KvResolveLock,
-            Tikv.KvPrepareFlashbackToVersion,
-            Tikv.KvFlashbackToVersion,
-            Tikv.KvFlush,
-            # A range is removed without reading or writing what is in it.
-            Tikv.RawDeleteRange,
-        ),
-        _nothing,
-    ),
     Tikv.RawPut: _pair_bytes,
     Tikv.RawBatchPut: _pairs_bytes,
     Tikv.RawDelete: _key_bytes,
     Tikv.RawBatchDelete: _keys_bytes,
     Tikv.RawCompareAndSwap: _pair_bytes,
 }
-"""What each write writes, in bytes; every other RPC is a read. Source: client-go IsTxnWriteRequest, MakeRequestInfo."""
+"""What writes write, in bytes. Source: client-go MakeRequestInfo, for transactions."""
+
+_EMPTY_WRITES: Final = frozenset(
+    {
+        Tikv.KvPessimisticLock,
+        Tikv.KvBatchRollback,
+        Tikv.KVPessimisticRollback,
+        Tikv.KvCheckTxnStatus,
+        Tikv.KvCheckSecondaryLocks,
+        Tikv.KvCleanup,
+        Tikv.KvTxnHeartBeat,
+        Tikv.KvResolveLock,
+        Tikv.KvPrepareFlashbackToVersion,
+        Tikv.KvFlashbackToVersion,
+        Tikv.KvFlush,
+        # A range is removed without reading or writing what is in it.
+        Tikv.RawDeleteRange,
+    }
+)
+"""Other writes, charged as if they wrote no bytes; every other RPC is a read. Source: client-go IsTxnWriteRequest."""
 
 _DETAILED: Final = frozenset({Tikv.KvGet, Tikv.KvBatchGet})
 """Reads whose responses tell what they cost, if anything does."""
@@ -89,9 +85,9 @@ def written_bytes(rpc: Rpc[Any, Any], payload: bytes) -> int | None:
         payload: The request, serialized.
     """
     measure = _WRITE_BYTES.get(rpc)
-    if measure is None:
-        return None
-    return 0 if measure is _nothing else measure(rpc.request.FromString(payload))
+    if measure is not None:
+        return measure(rpc.request.FromString(payload))
+    return 0 if rpc in _EMPTY_WRITES else None
 
 
 def response_info(rpc: Rpc[Any, Any], response: Any) -> ResponseInfo:
