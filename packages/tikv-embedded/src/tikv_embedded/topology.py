@@ -6,6 +6,7 @@ visible. A crash leaves either all of it or nothing, and PD and the stores never
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
@@ -68,6 +69,12 @@ class Topology:
         """Return up to `limit` Regions left of that bound, the nearest first."""
         position = bisect_left(self._starts, start_key)
         return [self.regions[region_id] for region_id in reversed(self._ids[max(0, position - limit) : position])]
+
+    def snapshot(self) -> Topology:
+        """Return a copy to look things up in, whose Regions stay as they are now; never change it."""
+        frozen = copy.copy(self)
+        frozen.regions = dict(self.regions)
+        return frozen
 
     def allocate_ids(self, count: int) -> range:
         """Return `count` fresh ids in a row; stores, Regions and peers share one sequence.

@@ -256,3 +256,15 @@ async def test_an_operator_runs_until_it_is_finished(client: BareClient) -> None
         assert never.header.error.type == pdpb.ErrorType.REGION_NOT_FOUND
         assert statuses == [status.RUNNING, status.TIMEOUT, status.RUNNING, status.SUCCESS]
         assert len({each.leader.store_id for each in cluster.regions() if each.leader is not None}) == 3
+
+
+async def test_the_health_of_a_member_can_be_chosen_and_its_checks_can_fail(client: BareClient) -> None:
+    async with EmbeddedCluster(pd_members=3) as cluster:
+        cluster.pd.set_health(1, "NOT_SERVING")
+        cluster.pd.refuse("Check", member=2)
+
+        assert [await client.health(cluster.pd_addresses[member]) for member in (0, 1)] == [b"\x08\x01", b"\x08\x02"]
+        with pytest.raises(grpc.aio.AioRpcError):
+            await client.health(cluster.pd_addresses[2])
+        assert await client.health(cluster.pd_addresses[2]) == b"\x08\x01"
+        assert await client.watch_health(cluster.pd_addresses[1]) == b"\x08\x02"

@@ -633,3 +633,16 @@ async def test_a_recording_shows_who_passed_a_call_on(cluster: EmbeddedCluster, 
 
     assert [(call.store_id, call.proxy) for call in recording.of("RawGet")] == [(1, 2), (1, 3)]
     assert all(call.metadata["tikv-forwarded-host"] == through[0][1] for call in recording.of("RawGet"))
+
+
+async def test_a_busy_store_refuses_reads_that_would_not_wait(cluster: EmbeddedCluster, calls: Calls) -> None:
+    busy = cluster.faults.set_read_wait(1, 100, applied_index=7)
+
+    impatient = await calls.get(busy_threshold_ms=50)
+    patient = [await calls.get(busy_threshold_ms=threshold) for threshold in (0, 100)]
+    busy.lift()
+
+    error = impatient.region_error.server_is_busy
+    assert (error.estimated_wait_ms, error.applied_index) == (100, 7)
+    assert [answer.not_found for answer in patient] == [True, True]
+    assert (await calls.get(busy_threshold_ms=50)).not_found

@@ -8,6 +8,7 @@ import grpc
 from tikv_proto import pdpb
 
 from tikv_embedded.bootstrap import user_bound
+from tikv_embedded.health import HealthStatus
 from tikv_embedded.pd.faults import Fault, Loss
 from tikv_embedded.pd.state import PdState
 
@@ -15,10 +16,11 @@ from tikv_embedded.pd.state import PdState
 class PdControls:
     """PD as the one who runs the cluster sees it. Changes show at once, on all members.
 
-    The methods that make faults name an RPC by its method, such as `GetRegion`; an empty name stands for every RPC. A
-    fault strikes so many calls, or with `times=None` all until it is cleared; `member` (an index in `pd_addresses`)
-    confines it to one port. Of several faults that match, the one made first strikes, until it is used up. On the
-    streams `Tso`, `QueryRegion` and `AcquireTokenBuckets` a call is one request.
+    The methods that make faults name an RPC by its method, such as `GetRegion`, or `Check` and `Watch` of the health
+    service; an empty name stands for every RPC. A fault strikes so many calls, or with `times=None` all until it is
+    cleared; `member` (an index in `pd_addresses`) confines it to one port. The servers that do PD's work apart share
+    its faults, and are counted in the same way. Of several faults that match, the one made first strikes, until it is
+    used up. On the streams `Tso`, `QueryRegion` and `AcquireTokenBuckets` a call is one request.
 
     Args:
         state: Of the running cluster.
@@ -109,6 +111,42 @@ class PdControls:
         Every Region has at least one bucket then, which PD tells when asked for.
         """
         self._state.buckets.cut(user_bound(self._state.mode, key) for key in keys)
+
+    def set_health(self, member: int, status: str) -> None:
+        """Let a member's health service say `SERVING`, `NOT_SERVING`, `SERVICE_UNKNOWN` or `UNKNOWN`; calls go on.
+
+        Args:
+            member: Index in `pd_addresses`.
+            status: Which.
+
+        Raises:
+            KeyError: the health service has no such status.
+            IndexError: there is no such member.
+        """
+        self._state.health[member].status = HealthStatus[status]
+
+    def freeze_regions(self) -> None:
+        """Answer queries with the Regions as they are now, whatever happens to them, until `clear_regions`.
+
+        Stores go on by the truth, and so do requests to split and scatter.
+        """
+        self._state.view.freeze()
+
+    def hide_regions(self, *region_ids: int) -> None:
+        """Answer queries as if PD knew nothing of these Regions, until `clear_regions`: there are holes."""
+        self._state.view.hide(region_ids)
+
+    def forget_leaders(self, *region_ids: int) -> None:
+        """Answer queries as if PD knew of no leader of these Regions, until `clear_regions`."""
+        self._state.view.forget_leaders(region_ids)
+
+    def set_down_peers(self, region_id: int, *store_ids: int) -> None:
+        """Let PD say that the Region's peers on these stores are down, and no others, until `clear_regions`."""
+        self._state.view.set_down(region_id, store_ids)
+
+    def clear_regions(self) -> None:
+        """Answer queries of Regions with the truth again."""
+        self._state.view.clear()
 
     def hold_scattering(self) -> None:
         """Let scatter operators run, and move nothing, until `finish_scattering`."""

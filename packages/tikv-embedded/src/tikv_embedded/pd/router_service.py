@@ -33,17 +33,16 @@ class RouterService:
     def __init__(self, state: PdState) -> None:
         self._state = state
         self._topology = state.topology
+        self._view = state.view
 
     def handlers(self) -> list[Handler]:
         """Return what this router answers."""
         return [
-            self._handler(Router.GetRegion, lambda asked: self._region(self._topology.find(asked.region_key), asked)),
+            self._handler(Router.GetRegion, lambda asked: self._region(self._view.find(asked.region_key), asked)),
             self._handler(
-                Router.GetPrevRegion, lambda asked: self._region(self._topology.previous(asked.region_key), asked)
+                Router.GetPrevRegion, lambda asked: self._region(self._view.previous(asked.region_key), asked)
             ),
-            self._handler(
-                Router.GetRegionByID, lambda asked: self._region(self._topology.regions.get(asked.region_id), asked)
-            ),
+            self._handler(Router.GetRegionByID, lambda asked: self._region(self._view.by_id(asked.region_id), asked)),
             self._handler(Router.BatchScanRegions, self._batch_scan),
             self._handler(Router.GetStore, lambda asked: pd_regions.get_store(self._topology, asked.store_id)),
             self._handler(Router.GetAllStores, lambda asked: pd_regions.get_all_stores(self._topology, asked)),
@@ -62,16 +61,16 @@ class RouterService:
     ) -> AsyncIterator[pdpb.QueryRegionResponse]:
         async for request in requests:
             await self._check(request, context)
-            yield pd_regions.query_region(self._topology, request, self._state.buckets)
+            yield pd_regions.query_region(self._view, request, self._state.buckets)
 
     def _region(
         self, region: Region | None, request: pdpb.GetRegionRequest | pdpb.GetRegionByIDRequest
     ) -> pdpb.GetRegionResponse:
         buckets = self._state.buckets if request.need_buckets else None
-        return pd_regions.region_response(region, self._topology.cluster_id, is_follower=True, buckets=buckets)
+        return pd_regions.region_response(self._view, region, is_follower=True, buckets=buckets)
 
     def _batch_scan(self, request: pdpb.BatchScanRegionsRequest) -> pdpb.BatchScanRegionsResponse:
-        return pd_regions.batch_scan_regions(self._topology, request, self._state.buckets)
+        return pd_regions.batch_scan_regions(self._view, request, self._state.buckets)
 
     async def _check(self, request: Message, context: ServicerContext) -> None:
         """End a call that is meant for another cluster."""

@@ -117,7 +117,7 @@ class PdService:
             role = self._state.admit(self._state.members.leader, request, context)
             if isinstance(role, Refusal):
                 await context.abort(role.code, role.details)
-            yield pd_regions.query_region(self._topology, request, self._state.buckets)
+            yield pd_regions.query_region(self._state.view, request, self._state.buckets)
 
     def _is_bootstrapped(self, _request: pdpb.IsBootstrappedRequest, _follower: bool) -> pdpb.IsBootstrappedResponse:
         return pdpb.IsBootstrappedResponse(header=self._state.header, bootstrapped=True)
@@ -198,28 +198,28 @@ class PdService:
         )
 
     def _get_region(self, request: pdpb.GetRegionRequest, follower: bool) -> pdpb.GetRegionResponse:
-        return self._region(self._topology.find(request.region_key), request, follower)
+        return self._region(self._state.view.find(request.region_key), request, follower)
 
     def _get_prev_region(self, request: pdpb.GetRegionRequest, follower: bool) -> pdpb.GetRegionResponse:
-        return self._region(self._topology.previous(request.region_key), request, follower)
+        return self._region(self._state.view.previous(request.region_key), request, follower)
 
     def _get_region_by_id(self, request: pdpb.GetRegionByIDRequest, follower: bool) -> pdpb.GetRegionResponse:
-        return self._region(self._topology.regions.get(request.region_id), request, follower)
+        return self._region(self._state.view.by_id(request.region_id), request, follower)
 
     def _region(
         self, region: Region | None, request: pdpb.GetRegionRequest | pdpb.GetRegionByIDRequest, follower: bool
     ) -> pdpb.GetRegionResponse:
         """Followers know no buckets."""
         buckets = self._state.buckets if request.need_buckets and not follower else None
-        return pd_regions.region_response(region, self._topology.cluster_id, is_follower=follower, buckets=buckets)
+        return pd_regions.region_response(self._state.view, region, is_follower=follower, buckets=buckets)
 
     def _scan_regions(self, request: pdpb.ScanRegionsRequest, _follower: bool) -> pdpb.ScanRegionsResponse:
-        return pd_regions.scan_regions(self._topology, request)
+        return pd_regions.scan_regions(self._state.view, request)
 
     def _batch_scan_regions(
         self, request: pdpb.BatchScanRegionsRequest, _follower: bool
     ) -> pdpb.BatchScanRegionsResponse:
-        return pd_regions.batch_scan_regions(self._topology, request, self._state.buckets)
+        return pd_regions.batch_scan_regions(self._state.view, request, self._state.buckets)
 
 
 def _tso_refusal(refusal: Refusal) -> tuple[grpc.StatusCode, str]:

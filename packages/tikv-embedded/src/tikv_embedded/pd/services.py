@@ -28,4 +28,5 @@ def pd_handlers(state: PdState, member: PdMember) -> list[Handler]:
         ResourceManagerService(state, lambda: state.members.leader == member),
     )
     position = state.members.members.index(member)
-    return [state.faults.around(handler, position) for service in services for handler in service.handlers()]
+    handlers = [handler for service in services for handler in service.handlers()]
+    return [state.faults.around(handler, position) for handler in (*handlers, *state.health[position].handlers())]

@@ -15,6 +15,7 @@ from tikv_proto.services import Rpc
 
 from tikv_embedded.engine import Engine
 from tikv_embedded.errors import OptionError
+from tikv_embedded.health import ServerHealth
 from tikv_embedded.pd.buckets import Buckets
 from tikv_embedded.pd.clock import Clock
 from tikv_embedded.pd.faults import PdFaults
@@ -22,6 +23,7 @@ from tikv_embedded.pd.gc_store import GcStates
 from tikv_embedded.pd.header import error_header, header
 from tikv_embedded.pd.keyspaces import Keyspaces, txn_bounds
 from tikv_embedded.pd.members import PdMember, PdMembers, Refusal
+from tikv_embedded.pd.region_view import RegionView
 from tikv_embedded.pd.resource_groups import ResourceGroups
 from tikv_embedded.pd.revisions import RevisionedStore
 from tikv_embedded.pd.scattering import Scattering
@@ -51,7 +53,10 @@ class PdState:
     resource_groups: ResourceGroups
     scattering: Scattering
     buckets: Buckets
+    view: RegionView
     faults: PdFaults
+    health: tuple[ServerHealth, ...]
+    """Of each member."""
     tso_urls: list[str] = attrs.field(factory=list)
     """Where timestamps are served apart from PD; empty when PD does."""
 
@@ -81,7 +86,9 @@ class PdState:
             resource_groups=ResourceGroups(pairs, keyspaces),
             scattering=Scattering(topology),
             buckets=Buckets(),
+            view=RegionView(topology),
             faults=PdFaults(cluster_id),
+            health=tuple(ServerHealth() for _ in members.members),
         )
 
     def create_keyspace(self, name: str, config: Mapping[str, str] | None) -> keyspacepb.KeyspaceMeta:

@@ -149,6 +149,28 @@ class StoreFaults:
         """Let BatchCommands streams say that the store is so busy (`transport_layer_load`); None is the truth."""
         self._service(store).feedback.load_percent = percent
 
+    def set_read_wait(self, store: int, milliseconds: int, *, applied_index: int = 0) -> StoreFault:
+        """Let reads be refused that would not wait so long: ServerIsBusy with the estimated wait, until lifted.
+
+        That concerns reads with a `busy_threshold_ms` below it; others are served at once.
+
+        Args:
+            store: Which store.
+            milliseconds: The estimated wait.
+            applied_index: What the error says of it.
+        """
+        self._service(store)
+
+        def is_impatient(call: ReceivedCall) -> bool:
+            return 0 < call.context.busy_threshold_ms < milliseconds
+
+        return self.on(store=store, when=is_impatient).region_error(
+            "server_is_busy",
+            reason="estimated wait time exceeds threshold",
+            estimated_wait_ms=milliseconds,
+            applied_index=applied_index,
+        )
+
     def set_safe_ts_lag(self, store: int, seconds: float) -> None:
         """Let the store's safe timestamp stay behind: GetStoreSafeTS tells, and newer stale reads get DataIsNotReady.
 
