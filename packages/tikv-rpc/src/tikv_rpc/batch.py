@@ -97,10 +97,12 @@ class BatchClient:
         self._sender_idle: Waiter[None] | None = None
         self._expirer_idle: Waiter[None] | None = None
         self._serving: anyio.CancelScope | None = None
+        self._ended = anyio.Event()
+        self._ended.set()
         self._detour: Callable[[str, bytes, float], Awaitable[Any]] | None = None
         self._fruitless = 0
         self._down_until = -math.inf
-        self._messages = self._requests = self._bytes = self._late = self._streams = self._broken = 0
+        self._messages = self._requests = self._bytes = self._late = self._broken = 0
 
     async def call(
         self, batch_field: str, context: bytes, payload: bytes, deadline: float, timeout: float, priority: int = 0
@@ -176,12 +178,17 @@ class BatchClient:
             unary=0,
         )
 
-    def rest(self) -> None:
-        """End the stream, which nobody uses just now; the next call opens another."""
+    def rest(self) -> anyio.Event:
+        """End the stream, which nobody uses just now; the next call opens another.
+
+        Returns:
+            What is set once the stream has ended.
+        """
         if self._detour == self._one_by_one:
             self._detour = None
         if self._serving is not None:
             self._serving.cancel()
+        return self._ended
 
     async def run(self) -> None:
         """Serve calls until cancelled; then every call still waiting fails. Whatever a store does raises nothing."""
@@ -213,8 +220,8 @@ class BatchClient:
                 reasons.append(self._failure(error))
                 scope.cancel()
 
-        self._streams += 1
         self._fruitless += 1
+        self._ended = anyio.Event()
         try:
             async with anyio.create_task_group() as tasks:
                 self._serving = tasks.cancel_scope
@@ -223,6 +230,7 @@ class BatchClient:
         finally:
             self._serving = None
             stream.cancel()
+            self._ended.set()
         self._abandoned.clear()
         return reasons[0] if reasons else None
 
@@ -266,6 +274,10 @@ class BatchClient:
 
     def _failure(self, error: Exception) -> RpcError:
         """Return why a stream broke, also when it was by an answer that makes no sense."""
+        # Frames would hold gRPC's call, and the call its socket, for as long as somebody keeps the error.
+        error.__traceback__ = error.__context__ = None
+        if error.__cause__ is not None:
+            error.__cause__.__traceback__ = None
         if isinstance(error, RpcError):
             return error
         failure = RpcError(self._connection.address, "BatchCommands", "INTERNAL", f"{type(error).__name__}: {error}")

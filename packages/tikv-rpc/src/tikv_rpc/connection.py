@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import anyio
 from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import Connection, Metadata, Req, Resp, Stream
 from tikv_proto.services import Rpc
 
 
 class RecycledConnection:
-    """A connection that is replaced after each `recycle`, unnoticed by those who use it.
+    """A connection that is replaced after each `detach`, unnoticed by those who use it.
 
     Args:
         connect: Makes a connection, which is not dialed before its first use.
-        on_connect: Called whenever one was made in place of one that was recycled.
+        on_connect: Called whenever one was made in place of one that was detached.
     """
 
     def __init__(self, connect: Callable[[], Connection], on_connect: Callable[[], None]) -> None:
@@ -68,15 +67,13 @@ class RecycledConnection:
             self.unary_under_way -= 1
 
     def stream(self, rpc: Rpc[Req, Resp], *, metadata: Metadata = ()) -> Stream[Req, Resp]:
-        """Open a stream. Only what is not used may be recycled: the caller knows of its streams."""
+        """Open a stream. Only what is not used may be detached: the caller knows of its streams."""
         return self._current().stream(rpc, metadata=metadata)
 
-    async def recycle(self) -> None:
-        """Close the connection; the next use makes another."""
+    def detach(self) -> Connection | None:
+        """Return the connection, to be closed; the next use makes another."""
         inner, self._inner = self._inner, None
-        if inner is not None:
-            with anyio.CancelScope(shield=True):
-                await inner.aclose()
+        return inner
 
     async def aclose(self) -> None:
         """Close it for good; what is under way fails, and so does every later call."""

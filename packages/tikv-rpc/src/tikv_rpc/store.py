@@ -55,9 +55,14 @@ class _Lane:
         return now - self._idle_since
 
     async def recycle(self) -> None:
-        for batch in self.batches():
-            batch.rest()
-        await self.connection.recycle()
+        """Close the connection; whatever is called meanwhile makes another."""
+        retired = self.connection.detach()
+        ended = [batch.rest() for batch in self.batches()]
+        with anyio.CancelScope(shield=True):
+            for event in ended:
+                await event.wait()
+            if retired is not None:
+                await retired.aclose()
 
 
 class StoreClient:
