@@ -172,7 +172,7 @@ async def pd(cluster: FakeCluster) -> AsyncIterator[AskedPd]:
 @pytest.fixture
 async def kv(cluster: FakeCluster, pd: AskedPd) -> AsyncIterator[Kv]:
     cache = RegionCache(pd, cluster.map.codec, now=cluster.transport.now)
-    async with RpcClient(cache, cluster.map.codec, cluster.pd.cluster_id, cluster.transport) as rpc:
+    async with RpcClient(cache, cluster.map.codec, cluster.pd.cluster_id, cluster.transport, choose=min) as rpc:
         yield Kv(rpc)
 
 

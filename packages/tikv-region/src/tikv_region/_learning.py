@@ -36,9 +36,6 @@ def learn_from_error(
             leader = leader_index(entry.peers, error.not_leader.leader)
             assert leader is not None
             entry.switch_leader(leader)
-        case CacheAction.NEXT_PEER:
-            if entry.leader_store is store:
-                entry.next_leader()
         case CacheAction.INVALIDATE:
             entry.invalidate(_REASONS.get(set_field(error), InvalidReason.OTHER))
         case CacheAction.REPLACE:
@@ -60,8 +57,6 @@ def learn_from_failure(entry: RegionEntry, store: StoreEntry) -> None:
         if known is store and entry.is_fresh(index):
             store.epoch += 1
             store.needs_check = True
-    if entry.leader_store is store:
-        entry.next_leader()
 
 
 def _lose_patience(

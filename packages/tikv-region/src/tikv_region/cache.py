@@ -250,7 +250,7 @@ class RegionCache:
         """Learn that `store` could not be reached for `entry`.
 
         All Regions led from that store become stale, once for each time it fails, and its address is asked for again.
-        The entry itself stays valid if another peer may lead it: a request sent again tries that one.
+        Whoever holds on to the entry may ask its other peers meanwhile.
         """
         learn_from_failure(entry, store)
 

@@ -148,7 +148,7 @@ class CacheAction(enum.Enum):
     SWITCH_LEADER = enum.auto()
     """The peer named in the error leads."""
     NEXT_PEER = enum.auto()
-    """The peer asked does not lead; try the next."""
+    """The peer asked does not serve, and does not say who does; whoever chooses replicas tries another."""
     INVALIDATE = enum.auto()
     """It must be loaded again."""
     REPLACE = enum.auto()

@@ -3,21 +3,34 @@
 A client of a layer above opens an `RpcClient`, composes plans once, and for each user call executes one with a `Call`.
 """
 
+from tikv_rpc.attempts import (
+    Dispatch as Dispatch,
+    Intercepted as Intercepted,
+    RegionPlan as RegionPlan,
+    RetryRegion as RetryRegion,
+    RoutePlan as RoutePlan,
+    dispatch as dispatch,
+)
 from tikv_rpc.batch import BatchStats as BatchStats
 from tikv_rpc.call import Call as Call
-from tikv_rpc.client import Route as Route, RpcClient as RpcClient
+from tikv_rpc.client import RpcClient as RpcClient
 from tikv_rpc.config import RpcConfig as RpcConfig
+from tikv_rpc.intercept import Attempt as Attempt, Interceptor as Interceptor, Proceed as Proceed
+from tikv_rpc.options import (
+    DiskFull as DiskFull,
+    Isolation as Isolation,
+    Priority as Priority,
+    ReplicaRead as ReplicaRead,
+    RequestOptions as RequestOptions,
+    Tagger as Tagger,
+)
 from tikv_rpc.plan import (
     AtEdge as AtEdge,
     AtKey as AtKey,
-    Dispatch as Dispatch,
     Edge as Edge,
     FanOut as FanOut,
     Merge as Merge,
     Plan as Plan,
-    RegionPlan as RegionPlan,
-    RetryRegion as RetryRegion,
-    RoutePlan as RoutePlan,
     Settle as Settle,
 )
 from tikv_rpc.request import Effect as Effect, Request as Request
@@ -36,4 +49,5 @@ from tikv_rpc.resource_control.interceptor import GroupStats as GroupStats, Reso
 from tikv_rpc.resource_control.ru_v2 import RuV2Weights as RuV2Weights
 from tikv_rpc.resource_control.settings import ResourceControlConfig as ResourceControlConfig
 from tikv_rpc.resource_control.source import PdTokens as PdTokens, TokenSource as TokenSource
+from tikv_rpc.route import Route as Route, Routes as Routes
 from tikv_rpc.work import KeyWork as KeyWork, RangeWork as RangeWork

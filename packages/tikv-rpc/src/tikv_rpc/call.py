@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from tikv_pd import Backoffer, BackoffKind, Deadline
+from tikv_pd import Backoffer, BackoffKind, Deadline, TikvError
 from tikv_pd.backoff import REGION_SCHEDULING
 from tikv_pd.errors import RpcError
+
+from tikv_rpc.options import DEFAULT_OPTIONS, RequestOptions
 
 FREE_RETRIES: Final = 8
 """Retries an operation makes without any wait. Two stores that each name the other as leader would else spin."""
@@ -19,13 +21,24 @@ class Call:
     A plain slotted class: one is made for each call, on the hot path.
     """
 
-    __slots__ = ("_backoffer", "_budget", "deadline", "lost", "operation", "unwaited", "wrote")
+    __slots__ = ("_backoffer", "_budget", "cause", "deadline", "lost", "operation", "options", "unwaited", "wrote")
 
-    def __init__(self, operation: str, timeout: float, now: Callable[[], float], budget: float) -> None:
+    def __init__(
+        self,
+        operation: str,
+        timeout: float,
+        now: Callable[[], float],
+        budget: float,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> None:
         self.operation = operation
         """Its name, for errors."""
+        self.options = options
+        """What the caller wants of the stores."""
         self.deadline = Deadline(operation, timeout, now)
         """When it must have ended."""
+        self.cause: TikvError | None = None
+        """The last failure of an attempt."""
         self.lost: RpcError | None = None
         """The failure that hid the outcome of a write attempt, if one did; kept when a later attempt is answered."""
         self.wrote = False
@@ -59,9 +72,11 @@ class Call:
         """Return a call for a parallel branch of this one."""
         branch = Call.__new__(Call)
         branch.operation = self.operation
+        branch.options = self.options
         branch.deadline = self.deadline
         branch._budget = self._budget
         branch._backoffer = self.backoffer.fork()
+        branch.cause = self.cause
         branch.lost = None
         branch.wrote = False
         branch.unwaited = self.unwaited

@@ -1,34 +1,28 @@
-"""The stores of a cluster, and the way to a Region's leader."""
+"""The stores of a cluster, and the ways to the replicas of its Regions."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tikv_pd import ClosedError
+from tikv_pd.backoff import REGION_MISS
 from tikv_pd.lowlevel import BackgroundTasks, Transport
-from tikv_region import InvalidReason, KeyCodec, RegionCache, RegionEntry, StoreEntry
+from tikv_region import InvalidReason, KeyCodec, Liveness, RegionCache, RegionEntry, RegionUnavailable
 
 from tikv_rpc.batch import BatchStats
 from tikv_rpc.call import Call
 from tikv_rpc.config import RpcConfig
 from tikv_rpc.errors import RelocateError
-from tikv_rpc.request import context_field
+from tikv_rpc.intercept import Interceptor, chain
+from tikv_rpc.options import DEFAULT_OPTIONS, RequestOptions
+from tikv_rpc.replicas import Access, Selector, Target
+from tikv_rpc.request import Effect, Request
+from tikv_rpc.route import Route, Routes, attempt_context, replica_context
 from tikv_rpc.store import StoreClient
-
-
-class Route:
-    """The way to a replica of a Region: built when first needed, kept on the Region's entry."""
-
-    __slots__ = ("client", "context", "store")
-
-    def __init__(self, store: StoreEntry, client: StoreClient, context: bytes) -> None:
-        self.store = store
-        """The store it leads to, as the cache knows it."""
-        self.client = client
-        """The connection to that store."""
-        self.context = context
-        """The Context of requests to it, as bytes."""
+from tikv_rpc.watch import StoreWatch
 
 
 class RpcClient:
@@ -40,6 +34,8 @@ class RpcClient:
         cluster_id: Which cluster; stores refuse requests for another.
         transport: Makes connections.
         config: Limits.
+        interceptors: What runs around every attempt, the first outermost; of several with one name, the last is used.
+        choose: Returns one of several replicas that are as good.
     """
 
     def __init__(
@@ -49,6 +45,9 @@ class RpcClient:
         cluster_id: int,
         transport: Transport,
         config: RpcConfig | None = None,
+        *,
+        interceptors: Iterable[Interceptor] = (),
+        choose: Callable[[Sequence[int]], int] = random.choice,
     ) -> None:
         self.cache = cache
         """Knows the Regions."""
@@ -56,6 +55,13 @@ class RpcClient:
         """Limits."""
         self.closed = True
         """Whether it cannot send, being closed or not opened yet."""
+        self.interceptors = chain(interceptors)
+        """What runs around every attempt."""
+        self.watch = StoreWatch(cache, transport, self.config)
+        """Knows how the stores do."""
+        self.now = transport.now
+        """The clock."""
+        self._choose = choose
         self._codec = codec
         self._cluster_id = cluster_id
         self._transport = transport
@@ -65,6 +71,7 @@ class RpcClient:
 
     async def __aenter__(self) -> Self:
         await self.tasks.__aenter__()
+        self.tasks.start_soon(self.watch.run)
         self.closed = False
         return self
 
@@ -75,7 +82,7 @@ class RpcClient:
         # Each connection is closed by its own task.
         return await self.tasks.__aexit__(kind, error, traceback)
 
-    def call(self, operation: str, timeout: float) -> Call:
+    def call(self, operation: str, timeout: float, options: RequestOptions = DEFAULT_OPTIONS) -> Call:
         """Return what a new operation carries through its plans.
 
         Raises:
@@ -83,31 +90,82 @@ class RpcClient:
         """
         if self.closed:
             raise ClosedError("client")
-        return Call(operation, timeout, self._transport.now, self.config.backoff_budget)
+        return Call(operation, timeout, self.now, self.config.backoff_budget, options)
 
-    def known_route(self, entry: RegionEntry) -> Route | None:
-        """Return the way to the Region's leader if it is built and still open."""
-        route = entry.attachment
-        return route if isinstance(route, Route) and not route.client.closed else None
+    def known_route(self, entry: RegionEntry, options: RequestOptions) -> Route | None:
+        """Return the way of a plain request to the Region's leader if it is built, open, and leads somewhere."""
+        routes = entry.attachment
+        if not isinstance(routes, Routes):
+            return None
+        route = routes.leader
+        if route is None or route.client.closed or route.store.health.liveness is not Liveness.REACHABLE:
+            return None
+        if route.options is not options:
+            route.serve(options)
+        return route
 
-    async def find_route(self, entry: RegionEntry, call: Call) -> Route:
-        """Build the way to the Region's leader, asking PD for the store's address if need be.
+    async def find_route(self, entry: RegionEntry, selector: Selector, request: Request[Any], call: Call) -> Route:
+        """Build the way of the next attempt, asking PD for the store's address if need be.
+
+        Waits before it returns what the store is owed.
 
         Raises:
-            RelocateError: the leader's store has left the cluster.
+            RelocateError: no replica is left to ask, or the store has left the cluster.
             ClosedError: this client is not open.
         """
-        store = entry.leader_store
+        target = selector.next()
+        if target is None:
+            cause = call.cause or RegionUnavailable(entry.start, "none of its stores can be reached")
+            kind, cause = selector.settle() or (REGION_MISS, cause)
+            await call.pause(kind, cause)
+            raise RelocateError from cause
+        store = entry.stores[target.index if target.proxy is None else target.proxy]
+        owed = selector.pay(store)
+        if owed is not None:
+            await call.pause(*owed)
         address = await self.cache.resolve(store, call.backoffer)
-        if not address:
+        forward = ""
+        if address and target.proxy is not None:
+            forward = await self.cache.resolve(entry.stores[target.index], call.backoffer)
+        if not address or (target.proxy is not None and not forward):
             self.cache.invalidate(entry, InvalidReason.STORE_NOT_FOUND)
             raise RelocateError
-        if entry.leader_store is not store:
-            # Another call moved the leader while this one asked PD.
-            return await self.find_route(entry, call)
-        context = context_field(self._cluster_id, self._codec, entry, self.config.attempt_timeout)
-        route = entry.attachment = Route(store, self.store(address), context)
-        return route
+        self.watch.slowness.include(store)
+        return self._route(entry, selector, target, request, call.options, self.store(address), forward)
+
+    def _route(
+        self,
+        entry: RegionEntry,
+        selector: Selector,
+        target: Target,
+        request: Request[Any],
+        options: RequestOptions,
+        client: StoreClient,
+        forward: str,
+    ) -> Route:
+        routes, index = Routes.of(entry), target.index
+        base = routes.bases.get(index)
+        if base is None:
+            base = replica_context(self._cluster_id, self._codec, entry, index, self.config.attempt_timeout)
+            routes.bases[index] = base
+        store = entry.stores[index if target.proxy is None else target.proxy]
+        is_leader = index == entry.leader
+        if is_leader and target.access is Access.LEADER and not forward and options.is_plain and not request.first:
+            routes.leader = Route(target, store, client, base, options)
+            return routes.leader
+        fields = attempt_context(options, target, request, is_leader=is_leader, busy_threshold=selector.busy_threshold)
+        return Route(target, store, client, base, options, fields, forward)
+
+    def selector(self, entry: RegionEntry, request: Request[Any], call: Call) -> Selector:
+        """Return what chooses the replicas for a request."""
+        return Selector(
+            entry,
+            call.options,
+            is_read=request.effect is Effect.READ,
+            forwarding=self.config.forwarding,
+            now=self.now,
+            choose=self._choose,
+        )
 
     def store(self, address: str) -> StoreClient:
         """Return the client of the store at an address, made when first asked for.
@@ -119,7 +177,9 @@ class RpcClient:
             raise ClosedError("client")
         store = self._stores.get(address)
         if store is None or store.closed:
-            store = self._stores[address] = StoreClient(self._transport, address, self.config, self.tasks)
+            store = self._stores[address] = StoreClient(
+                self._transport, address, self.config, self.tasks, self.watch.slowness.on_feedback
+            )
         return store
 
     def stats(self) -> dict[str, BatchStats]:

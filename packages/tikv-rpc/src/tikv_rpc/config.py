@@ -68,3 +68,8 @@ class RpcConfig:
     """
     liveness_interval: float = attrs.field(default=1.0, validator=[validators.instance_of((int, float)), positive])
     """Seconds between two looks at a store that did not serve at the last one. Source: client-go store_cache.go."""
+    forwarding: bool = attrs.field(default=False, validator=validators.instance_of(bool))
+    """Whether a request may reach a leader that this client cannot connect to through another store of its Region.
+
+    For networks that are cut between client and stores only. Source: client-go config EnableForwarding.
+    """

@@ -1,10 +1,8 @@
 """Plans: how an operation becomes requests to Regions, one concern per class.
 
-A plan turns a piece of work into a result. `Dispatch` sends one request to one Region; every other plan holds an
-inner one and knows one thing more:
+A plan turns a piece of work into a result. Those for one request to one Region are in `tikv_rpc.attempts`; every plan
+here holds an inner one and knows one thing more:
 
-    Dispatch      send once, along a route
-    RetryRegion   take the route to the leader; send again while the Region is right but its leader or store is not
     AtKey         find the Region of a key, and find it anew when it moved        (single-key requests)
     AtEdge        the same for the first or last Region of a range                (pages of a scan)
     FanOut        split work over many Regions, some at a time, and split again what moved
@@ -17,19 +15,17 @@ Plans are frozen and shared by all calls; what belongs to one call is in its `Ca
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import anyio
 import attrs
-from tikv_pd import ClosedError, DeadlineExceeded, UndeterminedError
-from tikv_pd.backoff import TIKV_RPC
-from tikv_pd.errors import RpcError, TikvError
+from tikv_pd import DeadlineExceeded, TikvError, UndeterminedError
 from tikv_pd.lowlevel import Resp
-from tikv_region import CacheAction, EntryTooLarge, KeyRange, Next, RegionCache, RegionEntry, RegionError
+from tikv_region import EntryTooLarge, KeyRange, RegionCache, RegionEntry
 
+from tikv_rpc.attempts import RegionPlan
 from tikv_rpc.call import Call
-from tikv_rpc.client import Route, RpcClient
 from tikv_rpc.errors import RelocateError
 from tikv_rpc.request import Effect, Request
 
@@ -47,125 +43,6 @@ class Plan(Protocol[Work_contra, Result_co]):
     async def execute(self, work: Work_contra, call: Call) -> Result_co:
         """Do it."""
         ...
-
-
-class RegionPlan(Protocol):
-    """A plan for one request to one Region."""
-
-    async def execute(self, entry: RegionEntry, request: Request[Resp], call: Call) -> Resp:
-        """Do it."""
-        ...
-
-
-class RoutePlan(Protocol):
-    """A plan for one request along one route; `Dispatch`, or what wraps it."""
-
-    def execute(self, route: Route, request: Request[Resp], call: Call) -> Coroutine[Any, Any, Resp]:
-        """Do it, once awaited. The response may carry a region error; RpcError when there is none."""
-        ...
-
-
-@attrs.frozen
-class Dispatch:
-    """Send a request once. It may take `RpcConfig.attempt_timeout`, and never longer than the call's deadline."""
-
-    rpc: RpcClient
-
-    def execute(self, route: Route, request: Request[Resp], call: Call) -> Coroutine[Any, Any, Resp]:
-        """Send it, once awaited."""
-        deadline, timeout = call.deadline, self.rpc.config.attempt_timeout
-        now = deadline.now()
-        at = now + timeout
-        if deadline.at < at:
-            at = deadline.at
-            timeout = at - now
-        return route.client.call(request, route.context, at, timeout)
-
-
-_FINAL_CODES: Final = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION"})
-"""Statuses that another attempt will meet as well."""
-_WRONG_CLUSTER: Final = "INVALID_ARGUMENT"
-"""The store belongs to another cluster: its address was given away. It refuses all this client sends, before it looks
-at anything else. Source: TiKV server/service/kv.rs, the check of Context.cluster_id."""
-_TIMER_SLACK: Final = 0.01
-"""Seconds by which gRPC's timer may be ahead of the deadline's own clock."""
-
-
-@attrs.frozen
-class RetryRegion:
-    """Send again as long as that can help without locating anew.
-
-    Raises:
-        RelocateError: the Region is not the right one any more.
-        UndeterminedError: a request that must not be applied twice may have been applied.
-        DeadlineExceeded, BackoffExceeded: trying took too long.
-        RpcError: the store refused the request for good.
-        TikvError: what the region error stands for, when it is final.
-    """
-
-    inner: RoutePlan
-    rpc: RpcClient
-
-    async def execute(self, entry: RegionEntry, request: Request[Resp], call: Call) -> Resp:
-        """Send it until it is answered."""
-        rpc = self.rpc
-        while True:
-            route = rpc.known_route(entry)
-            if route is None:
-                route = await rpc.find_route(entry, call)
-            try:
-                response = await self.inner.execute(route, request, call)
-            except RpcError as error:
-                await self._after_failure(entry, route, request.effect, error, call)
-            except anyio.get_cancelled_exc_class():
-                # Perhaps because another part of the same write failed; what this one wrote, nobody will learn.
-                if request.effect is not Effect.READ:
-                    call.lost = RpcError(route.client.address, request.rpc.name, "CANCELLED", "given up")
-                raise
-            else:
-                if not response.HasField("region_error"):
-                    return response
-                await self._after_region_error(entry, route, request.effect, response, call)
-
-    async def _after_failure(
-        self, entry: RegionEntry, route: Route, effect: Effect, error: RpcError, call: Call
-    ) -> None:
-        """Decide what an attempt without an answer means; return to try again."""
-        if error.code == _WRONG_CLUSTER:
-            route.client.close()
-        elif error.sent and effect is not Effect.READ:
-            call.lost = error
-            if effect is Effect.ONCE:
-                raise UndeterminedError(call.operation) from error
-        if error.code in _FINAL_CODES:
-            raise error
-        if self.rpc.closed:
-            raise ClosedError("client") from error
-        # Before the store is blamed: the caller's own deadline says nothing about it.
-        left = call.deadline.check(error)
-        if error.code != "DEADLINE_EXCEEDED" or left > _TIMER_SLACK:
-            self.rpc.cache.on_send_failure(entry, route.store)
-        await call.pause(TIKV_RPC, error)
-        if not entry.is_valid():
-            raise RelocateError from error
-
-    async def _after_region_error(
-        self, entry: RegionEntry, route: Route, effect: Effect, response: Any, call: Call
-    ) -> None:
-        """Decide what a region error means; return to try again."""
-        decision = self.rpc.cache.on_region_error(entry, response.region_error, route.store)
-        cause = RegionError.from_pb(response.region_error, entry.id, route.store.id)
-        if decision.action is CacheAction.CHECK_STORE:
-            # Another store answers there, perhaps of another cluster; nothing else that goes there is right either.
-            route.client.close()
-        if decision.error is not None:
-            if not decision.undetermined:
-                raise decision.error from cause
-            if effect is not Effect.READ:
-                raise UndeterminedError(call.operation) from cause
-        await call.pause(decision.backoff, cause)
-        if decision.next is Next.RELOCATE or not entry.is_valid():
-            raise RelocateError from cause
 
 
 @attrs.frozen

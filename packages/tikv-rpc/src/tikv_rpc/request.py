@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import enum
 from functools import lru_cache
-from typing import Any, Final, Generic
+from typing import Any, Generic
 
 from google.protobuf.message import Message
 from tikv_pd.lowlevel import Resp
-from tikv_proto import kvrpcpb, metapb, tikvpb
+from tikv_proto import tikvpb
 from tikv_proto.services import Rpc
-from tikv_region import KeyCodec, RegionEntry
 
 
 class Effect(enum.Enum):
@@ -35,7 +34,7 @@ class Request(Generic[Resp]):
     A plain slotted class: one is made for each call, on the hot path.
     """
 
-    __slots__ = ("effect", "payload", "rpc")
+    __slots__ = ("effect", "first", "payload", "rpc")
 
     def __init__(self, rpc: Rpc[Any, Resp], message: Message, effect: Effect) -> None:
         self.rpc = rpc
@@ -44,35 +43,8 @@ class Request(Generic[Resp]):
         """The message without Context, serialized. Keys are encoded already."""
         self.effect = effect
         """What a lost answer means."""
-
-
-_EXECUTION_SHARE: Final = 2 / 3
-"""Part of an attempt's time within which a store must begin its work. Source: client-go, 20 s of a write's 30 s.
-
-A store must not still begin a write that the client has given up and sent again: it would undo what came after.
-"""
-
-
-def context_field(cluster_id: int, codec: KeyCodec, entry: RegionEntry, attempt_timeout: float) -> bytes:
-    """Return field 1 of a request, the Context for the leader of a Region, as bytes."""
-    peer = entry.leader_peer
-    context = kvrpcpb.Context(
-        region_id=entry.id,
-        region_epoch=metapb.RegionEpoch(conf_ver=entry.epoch.conf_ver, version=entry.epoch.version),
-        peer=metapb.Peer(
-            id=peer.id,
-            store_id=peer.store_id,
-            role=metapb.PeerRole.Learner if peer.is_learner else metapb.PeerRole.Voter,
-            is_witness=peer.is_witness,
-        ),
-        cluster_id=cluster_id,
-        api_version=codec.api_version,  # type: ignore[arg-type]  # an int of the enum, as on the wire
-        keyspace_id=codec.keyspace_id,
-        keyspace_name=codec.keyspace_name,
-        # 0 would mean no limit.
-        max_execution_duration_ms=max(int(attempt_timeout * _EXECUTION_SHARE * 1000), 1),
-    ).SerializeToString()
-    return b"\x0a" + varint(len(context)) + context
+        self.first = ""
+        """How the first attempt asked, once there is a second: see `route.manner`."""
 
 
 def varint(number: int) -> bytes:

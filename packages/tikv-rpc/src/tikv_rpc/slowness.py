@@ -25,6 +25,10 @@ class Slowness:
         self._stores: dict[int, StoreEntry] = {}
         self._reports: dict[int, tuple[int, float]] = {}
 
+    def include(self, store: StoreEntry) -> None:
+        """Follow what a store reports of itself from now on."""
+        self._stores[store.id] = store
+
     def record(self, store: StoreEntry, seconds: float) -> None:
         """Count an answered request and the seconds it took."""
         self._stores[store.id] = store

@@ -9,6 +9,7 @@ has moved. While every store serves, there is one task, which wakes every 15 s t
 from __future__ import annotations
 
 import itertools
+import math
 from contextlib import suppress
 from typing import Final
 
@@ -133,13 +134,15 @@ class StoreWatch:
     async def _recover(self, store: StoreEntry) -> None:
         """Look at a store until it serves or has left the cluster."""
         now = self._transport.now
-        resolved_at = now()
+        resolved_at = -math.inf
         try:
             while store.health.liveness is not Liveness.REACHABLE and not store.is_tombstone:
-                await anyio.sleep(self._config.liveness_interval)
+                has_moved = False
                 if now() - resolved_at >= RESOLVE_INTERVAL:
                     resolved_at = now()
-                    await self._resolve(store)
+                    has_moved = await self._resolve(store)
+                if not has_moved:
+                    await anyio.sleep(self._config.liveness_interval)
                 look = self._begin_look(store)
                 if look is not None:
                     await look.done.wait()
@@ -148,14 +151,16 @@ class StoreWatch:
             # Others may go on using the store when this watch ends: nobody must take it for lost whom nobody corrects.
             store.health.liveness = Liveness.REACHABLE
 
-    async def _resolve(self, store: StoreEntry) -> None:
-        """Ask PD for a store's address; without an answer the known one stays."""
+    async def _resolve(self, store: StoreEntry) -> bool:
+        """Ask PD for a store's address and tell whether it is another; without an answer the known one stays."""
         address, store.needs_check = store.address, True
         with suppress(TikvError):
             await self._cache.resolve(store, Backoffer(Deadline("resolve", RESOLVE_INTERVAL, self._transport.now)))
-        if store.address not in {"", address}:
+        has_moved = store.address not in {"", address}
+        if has_moved:
             # What is cached of its Regions leads to the old address.
             store.epoch += 1
+        return has_moved
 
     async def _ask_feedback(self, store: StoreEntry) -> None:
         request, channel = kvrpcpb.GetHealthFeedbackRequest(), next(self._channels)

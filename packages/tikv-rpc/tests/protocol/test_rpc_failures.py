@@ -10,12 +10,13 @@ import pytest
 from tikv_pd import BackoffExceeded, ClosedError, ConfigError, DeadlineExceeded, PdError, UndeterminedError
 from tikv_pd.errors import RpcError
 from tikv_pd.testing import MemoryConnection, MemoryTransport, fail
-from tikv_proto.services import PD, Tikv
-from tikv_rpc import Effect, RpcClient, RpcConfig
+from tikv_proto.services import PD, Health, Tikv
+from tikv_region import RegionCache
+from tikv_rpc import Effect, RequestOptions, RpcClient, RpcConfig
 from tikv_rpc.testing import Act, FakeCluster, Serve
 
 if TYPE_CHECKING:
-    from tests.conftest import Kv
+    from tests.conftest import AskedPd, Kv
 
 
 def apply_and(then: Callable[[], None]) -> Act:
@@ -171,7 +172,7 @@ class TestBlame:
             async def unary(self, rpc: Any, request: Any, *, timeout: float, metadata: Any = ()) -> Any:
                 return await super().unary(rpc, request, timeout=timeout - 0.001, metadata=metadata)
 
-        route = kv.rpc.known_route(entry)
+        route = kv.rpc.known_route(entry, RequestOptions())
         assert route is not None
         route.client._lanes[0].connection._inner = Early(cluster.transport, "tikv1:20160")
         cluster.store(1).hang_next(Tikv.RawGetKeyTTL)
@@ -195,18 +196,45 @@ class TestBlame:
         assert value == b"1"
         assert 10 < anyio.current_time() - began < 11
 
-    async def test_a_store_that_hangs_is_tried_through_its_replicas(self, cluster: FakeCluster, kv: Kv) -> None:
+    async def test_a_store_that_hangs_and_says_that_it_serves_is_asked_again(
+        self, cluster: FakeCluster, kv: Kv
+    ) -> None:
         await kv.put(b"a", b"1")
         cluster.store(1).hang_next(Tikv.RawGet)
 
         await kv.get(b"a")
 
-        assert [r.store_id for r in cluster.log if r.rpc is Tikv.RawGet] == [1, 2, 1]
+        assert [r.store_id for r in cluster.log if r.rpc is Tikv.RawGet] == [1, 1]
+
+    async def test_a_store_that_hangs_altogether_is_tried_through_its_replicas(
+        self, cluster: FakeCluster, kv: Kv
+    ) -> None:
+        await kv.put(b"a", b"1")
+        cluster.store(1).hang_next(Tikv.RawGet)
+        cluster.store(1).hang_next(Health.Check)
+
+        await kv.get(b"a")
+
+        asked = [r.store_id for r in cluster.log if r.rpc is Tikv.RawGet]
+        assert (asked[0], sorted(asked[1:3]), asked[-1]) == (1, [2, 3], 1)
+
+    async def test_regions_of_a_store_that_serves_are_kept_when_its_stream_breaks(
+        self, cluster: FakeCluster, pd: AskedPd, kv: Kv
+    ) -> None:
+        await kv.batch_get([b"a", b"h", b"q"])
+        cluster.store(1).drop_reply_next(Tikv.RawGet)
+        pd.asked.clear()
+
+        await kv.get(b"a")
+        await kv.get(b"q")
+
+        assert pd.asked == []
 
     async def test_all_regions_of_a_store_that_failed_are_looked_at_again(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.batch_get([b"a", b"h", b"q"])
         entry = kv.cache.find(b"q")
-        cluster.store(1).drop_reply_next(Tikv.RawGet)
+        cluster.store(1).stop()
+        cluster.move_leader(b"a", 2)
 
         await kv.get(b"a")
 
@@ -426,9 +454,11 @@ class TestPd:
     async def test_what_pd_refuses_for_good_after_a_lost_write_is_undetermined(
         self, cluster: FakeCluster, kv: Kv
     ) -> None:
-        cluster.store(1).script(
-            Tikv.RawPut, apply_and(lambda: cluster.pd.answer_error(PD.GetStore, "INCOMPATIBLE_VERSION"))
-        )
+        def part() -> None:
+            cluster.pd.answer_error(PD.GetStore, "INCOMPATIBLE_VERSION")
+            cluster.store(1).stop()
+
+        cluster.store(1).script(Tikv.RawPut, apply_and(part))
 
         with pytest.raises(UndeterminedError) as raised:
             await kv.put(b"a", b"1", timeout=5)
@@ -437,7 +467,7 @@ class TestPd:
 
 
 async def test_material_for_tls_that_vanished_fails_the_call_and_not_the_client(
-    cluster: FakeCluster, kv: Kv, make_kv: type[Kv]
+    cluster: FakeCluster, pd: AskedPd, make_kv: type[Kv]
 ) -> None:
     class Vanished(MemoryTransport):
         broken = True
@@ -448,7 +478,8 @@ async def test_material_for_tls_that_vanished_fails_the_call_and_not_the_client(
             return cluster.transport.connect(address, channel=channel)
 
     transport = Vanished()
-    async with RpcClient(kv.cache, cluster.map.codec, 7, transport) as rpc:
+    cache = RegionCache(pd, cluster.map.codec, now=anyio.current_time)
+    async with RpcClient(cache, cluster.map.codec, 7, transport) as rpc:
         other = make_kv(rpc)
         with pytest.raises(ConfigError, match="TLS"):
             await other.get(b"a")

@@ -196,7 +196,7 @@ class TestLeader:
         assert raised.value.__cause__.kind == "not_leader"
         assert len(cluster.requests(Tikv.RawGet)) < 60
 
-    async def test_many_requests_refused_at_once_turn_to_the_same_replica(self, cluster: FakeCluster, kv: Kv) -> None:
+    async def test_many_requests_refused_at_once_find_the_leader_each(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.put(b"a", b"1")
         cluster.pd_lags = True
         cluster.move_leader(b"a", 2)
@@ -206,7 +206,7 @@ class TestLeader:
             for _ in range(10):
                 tasks.start_soon(kv.get, b"a")
 
-        assert [len(cluster.requests(Tikv.RawGet, store_id=number)) for number in (1, 2, 3)] == [10, 10, 0]
+        assert [len(cluster.requests(Tikv.RawGet, store_id=number)) for number in (1, 2)] == [10, 10]
 
     async def test_the_leader_may_move_while_its_address_is_asked_for(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.cache.locate(b"a", kv.rpc.call("locate", 30).backoffer)
@@ -226,7 +226,7 @@ class TestLeader:
             cluster.pd.heal()
 
         assert values == [None]
-        assert [received.store_id for received in cluster.log] == [2]
+        assert cluster.log[-1].store_id == 2
 
 
 class TestEpoch:
@@ -269,7 +269,7 @@ class TestStore:
         await kv.put(b"a", b"1", timeout=60)
 
         assert 1 + 2 + 4 <= anyio.current_time() - began <= 2 + 4 + 8
-        assert len(cluster.requests(Tikv.RawPut)) == 4
+        assert len(cluster.requests(Tikv.RawPut, store_id=1)) == 4
 
     async def test_a_store_that_is_busy_for_too_long_is_the_cause(self, cluster: FakeCluster, kv: Kv) -> None:
         busy = errorpb.Error(server_is_busy=errorpb.ServerIsBusy(reason="busy"))

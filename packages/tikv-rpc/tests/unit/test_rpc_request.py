@@ -6,23 +6,14 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from tikv_pd import Peer, Region, RegionEpoch
-from tikv_proto import kvrpcpb, metapb, tikvpb
+from tikv_proto import kvrpcpb, tikvpb
 from tikv_proto.services import Rpc, Tikv, all_rpcs
-from tikv_region import KeyspaceCodec, PlainCodec, RegionEntry
-from tikv_region.region import StoreEntry
 from tikv_rpc import Effect, Request
-from tikv_rpc.request import batch_head, context_field, varint
+from tikv_rpc.request import batch_head, varint
 
 BATCHED = [rpc for rpc in all_rpcs() if rpc.batch_field is not None and rpc.name.startswith("Raw")]
 # Around the borders at which a length takes one more byte.
 SIZES = st.one_of(st.integers(0, 300), st.integers(16_200, 16_500), st.integers(2_097_100, 2_097_200))
-
-
-def entry(*, is_learner: bool = False, is_witness: bool = False) -> RegionEntry:
-    peers = (Peer(11, 1), Peer(12, 2, is_learner, is_witness))
-    region = Region(10, b"", b"", RegionEpoch(3, 5), peers, peers[1])
-    return RegionEntry(region, (b"", b""), [(peer, StoreEntry(peer.store_id)) for peer in peers], 1e9, lambda: 0.0)
 
 
 def with_bytes(rpc: Rpc[Any, Any], data: bytes) -> Any:
@@ -71,46 +62,6 @@ def test_a_varint_is_what_protobuf_writes(number: int) -> None:
 @pytest.mark.parametrize("border", [2**7, 2**14, 2**21, 2**28])
 def test_a_varint_takes_one_byte_more_from_each_border_on(border: int) -> None:
     assert len(varint(border)) == len(varint(border - 1)) + 1
-
-
-def test_the_context_names_region_epoch_peer_and_cluster() -> None:
-    field = context_field(7, PlainCodec(), entry(), 10.0)
-
-    context = kvrpcpb.RawGetRequest.FromString(field).context
-    assert context == kvrpcpb.Context(
-        region_id=10,
-        region_epoch=metapb.RegionEpoch(conf_ver=3, version=5),
-        peer=metapb.Peer(id=12, store_id=2),
-        cluster_id=7,
-        keyspace_id=0xFFFFFFFF,
-        max_execution_duration_ms=6666,
-    )
-
-
-@pytest.mark.parametrize("role", ["is_learner", "is_witness"])
-def test_the_context_tells_what_the_peer_is(role: str) -> None:
-    field = context_field(7, PlainCodec(), entry(**{role: True}), 10.0)
-
-    peer = Peer.from_pb(kvrpcpb.RawGetRequest.FromString(field).context.peer)
-    assert peer == Peer(12, 2, **{role: True})
-
-
-def test_the_context_names_the_keyspace() -> None:
-    field = context_field(7, KeyspaceCodec(b"r", 42, "users"), entry(), 10.0)
-
-    context = kvrpcpb.RawGetRequest.FromString(field).context
-    assert (context.api_version, context.keyspace_id, context.keyspace_name) == (kvrpcpb.APIVersion.V2, 42, "users")
-
-
-def test_a_store_has_less_time_to_begin_than_an_attempt_takes_but_never_none() -> None:
-    limits = [
-        kvrpcpb.RawGetRequest.FromString(
-            context_field(7, PlainCodec(), entry(), timeout)
-        ).context.max_execution_duration_ms
-        for timeout in (30.0, 0.001)
-    ]
-
-    assert limits == [20_000, 1]
 
 
 def test_a_request_serializes_its_message_once_and_for_all() -> None:
