@@ -101,15 +101,26 @@ class Calls:
         error: TikvError | None = None
         while True:
             leader = self.members.leader
-            proxy = self._follower() if self.config.forwarding and self._rests(leader) else None
+            proxy = self._follower() if self.is_forwarding() else None
             metadata = ((_FORWARDED_HOST, self.members.url(leader)),) if proxy is not None else ()
             answer = await self._send(proxy or leader, rpc, request, min(limit, deadline.check(error)), metadata)
             if not isinstance(answer, TikvError):
                 return answer
-            if isinstance(answer, RpcError) and answer.code in _SILENCE:
-                self._let_rest(proxy or leader)
+            self.is_silent(proxy or leader, answer)
             error = answer
-            await pursuit.recover(leader, error)
+            with self.members.while_open():
+                await pursuit.recover(leader, error)
+
+    def is_forwarding(self) -> bool:
+        """Tell whether followers are to pass requests on, because the leader did not answer of late."""
+        return self.config.forwarding and self._rests(self.members.leader)
+
+    def is_silent(self, address: str, error: TikvError) -> bool:
+        """Tell whether a failure is that of a member that cannot be reached; it is passed over for a while then."""
+        if not isinstance(error, RpcError) or error.code not in _SILENCE:
+            return False
+        self._let_rest(address)
+        return True
 
     def _follower(self) -> str | None:
         """Return a member other than the leader, each in turn, less those that failed of late."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 
 import anyio
 
@@ -21,6 +22,7 @@ class Connections:
         self._transport = transport
         self._open: dict[str, Connection] = {}
         self._is_closed = False
+        self._waits: set[anyio.CancelScope] = set()
 
     def to(self, address: str) -> Connection:
         """Return the connection to an address; raises ClosedError after `aclose`."""
@@ -33,6 +35,19 @@ class Connections:
     def check_open(self) -> None:
         """Raise ClosedError after `aclose`."""
         if self._is_closed:
+            raise ClosedError("PdClient")
+
+    @contextmanager
+    def while_open(self) -> Iterator[None]:
+        """Leave a block that waits, with ClosedError, as soon as they are closed."""
+        self.check_open()
+        with anyio.CancelScope() as scope:
+            self._waits.add(scope)
+            try:
+                yield
+            finally:
+                self._waits.discard(scope)
+        if scope.cancelled_caught:
             raise ClosedError("PdClient")
 
     async def drop(self, address: str) -> None:
@@ -50,5 +65,7 @@ class Connections:
     async def aclose(self) -> None:
         """Close all; using them raises ClosedError from now on."""
         self._is_closed = True
+        for scope in self._waits:
+            scope.cancel()
         for address in list(self._open):
             await self.drop(address)

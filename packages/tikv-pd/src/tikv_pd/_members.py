@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import anyio
@@ -194,6 +195,10 @@ class Members:
     def connection(self, address: str) -> Connection:
         """Return the connection to an address, made when first asked for."""
         return self._connections.to(address)
+
+    def while_open(self) -> AbstractContextManager[None]:
+        """Leave a block that waits, with ClosedError, as soon as the client is closed."""
+        return self._connections.while_open()
 
     def verdict(self, _address: str, error: TikvError, *, is_confirmed: bool) -> TikvError | None:
         """Return what to raise because of a failure at the leader; None when another attempt may help."""

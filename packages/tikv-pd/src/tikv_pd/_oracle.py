@@ -118,13 +118,16 @@ class Oracle:
 
     async def wait_for(self, ts: int, deadline: Deadline) -> Timestamp:
         """Return a timestamp not below `ts` once PD grants one."""
+        if not 0 <= ts < 1 << 63:
+            raise ConfigError(f"cannot wait for {ts}: a timestamp is below 2**63")
         wanted = Timestamp.from_ts(ts)
         while True:
             granted = await self._tso.ask(None, deadline.operation, deadline.check())
             if granted >= wanted:
                 return granted
             gap = (wanted.physical - granted.physical) / 1000
-            await anyio.sleep(min(max(gap, _TICK), deadline.check()))
+            with self._calls.members.while_open():
+                await anyio.sleep(min(max(gap, _TICK), deadline.check()))
 
     async def validate(self, ts: int, *, is_stale: bool, timeout: float | None) -> None:
         """Raise unless PD has granted a timestamp that is not below `ts`."""

@@ -17,7 +17,8 @@ from tikv_proto.services import Rpc
 from tikv_pd._calls import Calls
 from tikv_pd._members import Members
 from tikv_pd._shared_stream import SharedStream
-from tikv_pd.errors import ConfigError, PdError
+from tikv_pd.errors import ConfigError, PdError, RpcError, TikvError
+from tikv_pd.lowlevel import Connection
 from tikv_pd.topology import Region
 
 MAX_BATCH: Final = 10_000
@@ -106,6 +107,41 @@ class Directory:
         return request, answers
 
 
+class _WayOfStream:
+    """The way to the leader for a stream, which followers do not pass on.
+
+    Args:
+        calls: Who leads, and whether it can be reached.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._members = calls.members
+
+    @property
+    def leader(self) -> str:
+        """Address of the leader; raises ClosedError once the client is closed."""
+        return self._members.leader
+
+    def connection(self, address: str) -> Connection:
+        """Return the connection to an address."""
+        return self._members.connection(address)
+
+    def doubt(self, suspect: str) -> None:
+        """Have the members asked again soon."""
+        self._members.doubt(suspect)
+
+    async def refresh(self, suspect: str) -> TikvError | None:
+        """Wait until the members were asked again."""
+        return await self._members.refresh(suspect)
+
+    def verdict(self, address: str, error: TikvError, *, is_confirmed: bool) -> TikvError | None:
+        """Return what to raise: the failure itself when followers are to pass the queries on, one by one."""
+        if is_confirmed and self._calls.is_silent(address, error) and self._calls.is_forwarding():
+            return error
+        return self._members.verdict(address, error, is_confirmed=is_confirmed)
+
+
 class RegionQueries:
     """Answers queries of single Regions; its `run` must run."""
 
@@ -113,7 +149,12 @@ class RegionQueries:
         self._calls = calls
         # The server answers one message at a time; what comes meanwhile gathers.
         self._stream: SharedStream[Query, Region | None] = SharedStream(
-            Directory(calls.members), calls.members, calls.transport, calls.config, max_batch=MAX_BATCH, in_flight=1
+            Directory(calls.members),
+            _WayOfStream(calls),
+            calls.transport,
+            calls.config,
+            max_batch=MAX_BATCH,
+            in_flight=1,
         )
         self._has_stream = True
 
@@ -124,9 +165,12 @@ class RegionQueries:
     async def get(self, operation: str, query: Query, timeout: float | None, *, allow_follower: bool) -> Region | None:
         """Return the Region, None when PD knows none."""
         deadline = self._calls.deadline(operation, timeout)
-        if self._has_stream and not allow_follower:
+        if self._has_stream and not allow_follower and not self._calls.is_forwarding():
             try:
                 return await self._stream.ask(query, operation, deadline.timeout)
+            except RpcError:
+                # The leader cannot be reached from here.
+                deadline.check()
             except PdError as error:
                 if error.kind != "UNIMPLEMENTED":
                     raise

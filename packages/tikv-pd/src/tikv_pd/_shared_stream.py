@@ -108,6 +108,7 @@ class SharedStream(Generic[Question, Answer]):
         self._sleeper: Waiter[None] | None = None
         self._expirer: Waiter[None] | None = None
         self._scope = anyio.CancelScope()
+        self._has_ended = False
 
     async def ask(self, question: Question, operation: str, timeout: float) -> Answer:
         """Return the answer to a question that is sent after this call began.
@@ -121,6 +122,8 @@ class SharedStream(Generic[Question, Answer]):
         at = now + timeout
         if not at > now:  # Also when it is not a number.
             raise DeadlineExceeded(operation, timeout)
+        if self._has_ended:
+            raise ClosedError("PdClient")
         waiter = self._transport.waiter()
         self._waiting.append((waiter, question, at, operation, timeout))
         if self._sleeper is not None:
@@ -155,6 +158,7 @@ class SharedStream(Generic[Question, Answer]):
                         except TikvError as end:
                             self._end_all(end)
         finally:
+            self._has_ended = True
             self._take_back()
             self._end_all(ClosedError("PdClient"))
 

@@ -45,7 +45,8 @@ class TokenStream:
                     try:
                         return await self._exchange(request, min(self._calls.config.timeout, deadline.remaining()))
                     except RpcError as error:
-                        await pursuit.recover(self._address, error)
+                        with self._calls.members.while_open():
+                            await pursuit.recover(self._address, error)
         raise DeadlineExceeded(deadline.operation, deadline.timeout) from pursuit.failure
 
     async def _exchange(self, request: rmpb.TokenBucketsRequest, limit: float) -> rmpb.TokenBucketsResponse:

@@ -236,7 +236,8 @@ class PdHttp:
             address = self._calls.members.leader
             outcome = await self._ask_around(address, target, deadline, pursuit)
             if isinstance(outcome, RpcError):
-                await pursuit.recover(address, outcome)
+                with self._calls.members.while_open():
+                    await pursuit.recover(address, outcome)
                 continue
             try:
                 return make(json.loads(outcome))

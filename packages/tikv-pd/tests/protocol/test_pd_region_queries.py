@@ -242,6 +242,40 @@ class TestForwarding:
         assert pd.calls(PD.GetStore, at="pd1:2379") == 1
         assert client.leader == "pd1:2379"
 
+    async def test_followers_pass_queries_of_regions_on_to_a_leader_that_cannot_be_reached(
+        self, client: PdClient, pd: FakePd
+    ) -> None:
+        await client.get_region(b"k")
+        pd.transport.stop("pd1:2379")
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(client.get_region, b"k")
+
+        assert await client.get_region(b"k") == pd.regions[1]
+        assert (await client.get_prev_region(b"k"), await client.get_region_by_id(4)) == (pd.regions[0], pd.regions[2])
+        assert anyio.current_time() <= 0.5
+        assert client.leader == "pd1:2379"
+
+    async def test_a_leader_that_hangs_is_given_up_for_followers_that_pass_queries_on(
+        self, client: PdClient, pd: FakePd
+    ) -> None:
+        pd.hang(PD.QueryRegion)
+        pd.hang(PD.GetRegion, at="pd1:2379")
+
+        assert await client.get_region(b"k") == pd.regions[1]
+        assert anyio.current_time() <= 3.5
+
+    async def test_queries_share_a_stream_again_when_the_leader_is_back(self, client: PdClient, pd: FakePd) -> None:
+        pd.transport.stop("pd1:2379")
+        await client.get_region(b"k")
+        pd.start("pd1:2379")
+        await anyio.sleep(10.1)
+
+        await client.get_region(b"k")
+
+        assert pd.transport.log[-1] == ("pd1:2379", "QueryRegion")
+
     async def test_the_leader_is_tried_again_after_a_rest(self, client: PdClient, pd: FakePd) -> None:
         pd.transport.stop("pd1:2379")
         await client.get_store(1)

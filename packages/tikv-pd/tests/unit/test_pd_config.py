@@ -6,7 +6,9 @@ import pytest
 from tikv_pd import ConfigError, PdConfig, SecurityConfig
 
 
-@pytest.mark.parametrize("option", ["timeout", "operation_timeout", "open_timeout", "member_interval", "service_interval"])
+@pytest.mark.parametrize(
+    "option", ["timeout", "operation_timeout", "open_timeout", "member_interval", "service_interval"]
+)
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_a_time_that_is_not_above_zero_is_refused_by_name(option: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{option} must be above 0"):
