@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -87,7 +89,7 @@ class BatchClient:
         self._unary = unary
         self._on_feedback = on_feedback
         self._on_message = on_message
-        self._limit = math.inf if config.max_in_flight is None else config.max_in_flight
+        self._limit = sys.maxsize if config.max_in_flight is None else config.max_in_flight
         self._next_id = 1
         self._queued: dict[int, _Entry] = {}
         self._preferred: dict[int, dict[int, _Entry]] = {}
@@ -316,26 +318,24 @@ class BatchClient:
         most, most_bytes = self._config.max_batch_size, self._config.max_batch_bytes
         for priority in (*sorted(self._preferred, reverse=True), 0):
             queue = self._preferred[priority] if priority else self._queued
-            limit = most if priority >= URGENT else min(most, len(numbers) + max(room, 0))
             first = len(numbers)
-            for number, entry in queue.items():
-                if len(numbers) >= limit or size >= most_bytes:
+            limit = most - first if priority >= URGENT else min(most - first, max(room, 0))
+            for number, (_, batch_field, _, _, context, payload) in islice(queue.items(), limit):
+                if size >= most_bytes:
                     break
-                _, batch_field, _, _, context, payload = entry
                 length = len(context) + len(payload)
                 parts += (batch_head(batch_field, length), context, payload)
                 numbers.append(number)
                 size += length
-                # From here on the store may have seen it, whatever comes of the write.
-                sent[number] = entry
+            # From here on the store may have seen them, whatever comes of the write.
             taken = len(numbers) - first
-            if priority < URGENT:
-                room -= taken
+            room -= taken
             if taken == len(queue):
+                sent.update(queue)
                 queue.clear()
             else:
                 for number in numbers[first:]:
-                    del queue[number]
+                    sent[number] = queue.pop(number)
         parts.append(tikvpb.BatchCommandsRequest(request_ids=numbers).SerializeToString())
         message = b"".join(parts)
         self._messages += 1
@@ -405,7 +405,7 @@ class BatchClient:
     def _forget(self, number: int) -> None:
         """Drop a call that ended without an answer. A store goes on with what was sent: it counts as in flight."""
         if self._sent.pop(number, None) is not None:
-            if self._limit != math.inf:
+            if self._limit != sys.maxsize:
                 self._abandoned.add(number)
         elif self._queued.pop(number, None) is None:
             for queue in self._preferred.values():
