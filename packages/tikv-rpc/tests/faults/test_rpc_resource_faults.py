@@ -3,55 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-import attrs
 import pytest
 from anyio.lowlevel import checkpoint
-from tikv_pd import ClosedError, Deadline, ResourceGroup, TokenGrant
+from tikv_pd import ClosedError, Deadline, Peer, Region, RegionEpoch, ResourceGroup, TokenGrant
 from tikv_pd.errors import RpcError
 from tikv_pd.testing import virtual_time
 from tikv_proto import kvrpcpb
-from tikv_proto.services import Rpc, Tikv
-from tikv_rpc import ResourceControl, RuDetails
+from tikv_proto.services import Tikv
+from tikv_region import RegionEntry, StoreEntry
+from tikv_rpc import Attempt, Effect, Request, RequestOptions, ResourceControl, RuDetails
 from tikv_rpc.testing import FakeTokens
 
 
-@attrs.frozen
-class Options:
-    resource_group: str = "g"
-    request_source: str = ""
-
-
-@attrs.frozen
-class Payload:
-    payload: bytes = b""
-
-
-@attrs.frozen
-class Entry:
-    replica_count: int = 1
-
-
-@attrs.frozen
-class Store:
-    id: int = 1
-    zone: str = ""
-
-
-@attrs.define
-class Attempt:
-    rpc: Rpc[Any, Any] = Tikv.RawGet
-    request: Payload = Payload()
-    entry: Entry = Entry()
-    store: Store = Store()
-    options: Options = Options()
-    deadline: Deadline = attrs.Factory(lambda: Deadline("get", 60.0, anyio.current_time))
-
-    def patch(self, context: kvrpcpb.Context) -> None:
-        assert context.resource_control_context.resource_group_name == "g"
+def attempt_of() -> Attempt:
+    store, peer = StoreEntry(1), Peer(1, 1)
+    region = Region(1, b"", b"", RegionEpoch(1, 1), (peer,), peer)
+    entry = RegionEntry(region, (b"", b""), [(peer, store)], math.inf, anyio.current_time)
+    request = Request(Tikv.RawGet, kvrpcpb.RawGetRequest(key=b"k"), Effect.READ)
+    options = RequestOptions(resource_group="g")
+    return Attempt("get", request, entry, store, options, Deadline("get", 60.0, anyio.current_time))
 
 
 async def settle() -> None:
@@ -67,7 +42,7 @@ async def get(control: ResourceControl, ru: float = 0.0) -> None:
         await checkpoint()
         return kvrpcpb.RawGetResponse(value=b"v" * int(ru * 65536))
 
-    await control(Attempt(), proceed)
+    await control(attempt_of(), proceed)
 
 
 async def load_hangs(control: ResourceControl, tokens: FakeTokens) -> None:
@@ -237,7 +212,7 @@ async def test_what_proceeding_raises_passes_through(tokens: FakeTokens) -> None
 
     async with ResourceControl(tokens) as control:
         with pytest.raises(RpcError) as caught:
-            await control(Attempt(), fail)
+            await control(attempt_of(), fail)
 
         assert caught.value is error
         # It was sent, so its base is paid.

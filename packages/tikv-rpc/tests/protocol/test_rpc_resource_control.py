@@ -6,14 +6,15 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
-import attrs
 import pytest
 from anyio.lowlevel import checkpoint
-from tikv_pd import Deadline, DeadlineExceeded, ResourceGroup, TokenGrant
+from google.protobuf.message import Message
+from tikv_pd import Deadline, DeadlineExceeded, Peer, Region, RegionEpoch, ResourceGroup, TokenGrant
 from tikv_pd.errors import RpcError, TikvError
 from tikv_proto import coprocessor, errorpb, kvrpcpb
 from tikv_proto.services import Rpc, Tikv
-from tikv_rpc import RuModel, RuV2Weights
+from tikv_region import RegionEntry, StoreEntry
+from tikv_rpc import Attempt, Effect, Request, RequestOptions, RuModel, RuV2Weights
 from tikv_rpc.fake_tokens import FakeTokens
 from tikv_rpc.resource_control.details import RuDetails, collect_ru
 from tikv_rpc.resource_control.errors import (
@@ -31,42 +32,28 @@ def near(value: float) -> Any:
     return pytest.approx(value)
 
 
-@attrs.define
-class Options:
-    resource_group: str = "g"
-    request_source: str = ""
+def attempt_of(
+    group: str = "g",
+    source: str = "",
+    timeout: float = 60.0,
+    rpc: Rpc[Any, Any] = Tikv.RawGet,
+    message: Message | None = None,
+    zone: str = "",
+) -> Attempt:
+    """An attempt as the engine makes it, of a Region with three replicas."""
+    store = StoreEntry(1)
+    store.labels = (("zone", zone),)
+    peers = tuple(Peer(number, number) for number in (1, 2, 3))
+    region = Region(1, b"", b"", RegionEpoch(1, 1), peers, peers[0])
+    entry = RegionEntry(region, (b"", b""), [(peers[0], store)], math.inf, anyio.current_time)
+    request = Request(rpc, rpc.request() if message is None else message, Effect.READ)
+    options = RequestOptions(resource_group=group, request_source=source)
+    return Attempt("get", request, entry, store, options, Deadline("get", timeout, anyio.current_time))
 
 
-@attrs.define
-class Payload:
-    payload: bytes = b""
-
-
-@attrs.define
-class Entry:
-    replica_count: int = 3
-
-
-@attrs.define
-class Store:
-    id: int = 1
-    zone: str = ""
-
-
-@attrs.define
-class Attempt:
-    """What the engine hands an interceptor, and what it patched."""
-
-    rpc: Rpc[Any, Any] = Tikv.RawGet
-    request: Payload = attrs.Factory(Payload)
-    entry: Entry = attrs.Factory(Entry)
-    store: Store = attrs.Factory(Store)
-    options: Options = attrs.Factory(Options)
-    deadline: Deadline = attrs.Factory(lambda: Deadline("get", 60.0, anyio.current_time))
-    context: kvrpcpb.Context = attrs.Factory(kvrpcpb.Context)
-
-    def patch(self, context: kvrpcpb.Context) -> None:
-        self.context.MergeFrom(context)
+def told(attempt: Attempt) -> kvrpcpb.ResourceControlContext:
+    """What the store is told by the interceptor."""
+    return kvrpcpb.Context.FromString(attempt.fields).resource_control_context
 
 
 def answer(response: Any = None) -> Callable[[], Awaitable[Any]]:
@@ -77,13 +64,9 @@ def answer(response: Any = None) -> Callable[[], Awaitable[Any]]:
     return proceed
 
 
-def put(size: int, **more: Any) -> Attempt:
-    payload = kvrpcpb.RawPutRequest(key=b"k", value=b"v" * (size - 1)).SerializeToString()
-    return Attempt(rpc=Tikv.RawPut, request=Payload(payload), **more)
-
-
-def attempt_of(group: str = "g", source: str = "", timeout: float = 60.0) -> Attempt:
-    return Attempt(options=Options(group, source), deadline=Deadline("get", timeout, anyio.current_time))
+def put(size: int, zone: str = "") -> Attempt:
+    message = kvrpcpb.RawPutRequest(key=b"k", value=b"v" * (size - 1))
+    return attempt_of(rpc=Tikv.RawPut, message=message, zone=zone)
 
 
 async def settle() -> None:
@@ -122,7 +105,7 @@ async def test_requests_without_a_group_are_left_alone(control: ResourceControl,
 
     await control(attempt, answer())
 
-    assert attempt.context == kvrpcpb.Context()
+    assert attempt.fields == b""
     assert tokens.loads == []
     assert control.stats() == {}
 
@@ -132,8 +115,20 @@ async def test_the_store_is_told_group_and_priority(control: ResourceControl) ->
 
     await control(attempt, answer())
 
-    told = attempt.context.resource_control_context
-    assert (told.resource_group_name, told.override_priority) == ("g", 4)
+    assert (told(attempt).resource_group_name, told(attempt).override_priority) == ("g", 4)
+    assert attempt.priority == 4
+
+
+async def test_a_priority_that_is_set_already_stays(control: ResourceControl) -> None:
+    attempt = attempt_of()
+    attempt.priority = 11
+    context = kvrpcpb.ResourceControlContext(override_priority=12)
+    attempt.patch(kvrpcpb.Context(resource_control_context=context))
+
+    await control(attempt, answer())
+
+    assert (told(attempt).resource_group_name, told(attempt).override_priority) == ("g", 12)
+    assert attempt.priority == 11
 
 
 async def test_the_store_is_told_what_the_group_used_elsewhere(control: ResourceControl) -> None:
@@ -142,7 +137,7 @@ async def test_the_store_is_told_what_the_group_used_elsewhere(control: Resource
         attempt = attempt_of()
         attempt.store.id = store_id
         await control(attempt, answer())
-        penalties.append(attempt.context.resource_control_context.penalty.r_r_u)
+        penalties.append(told(attempt).penalty.r_r_u)
 
     assert penalties == [0, 0, pytest.approx(0.475)]
 
@@ -167,7 +162,7 @@ async def test_background_jobs_and_a_few_internal_requests_are_not_charged(sourc
         await control(attempt, answer())
 
         assert bool(control.stats()) == is_charged
-        assert attempt.context.HasField("resource_control_context") == is_charged
+        assert bool(attempt.fields) == is_charged
 
 
 @pytest.mark.parametrize(
@@ -252,8 +247,7 @@ async def test_what_requests_cost_is_collected_for_callers(control: ResourceCont
 
 async def test_the_second_model_is_observed(control: ResourceControl, tokens: FakeTokens) -> None:
     counters = kvrpcpb.ExecDetailsV2(ru_v2=kvrpcpb.RUV2(storage_processed_keys_get=1))
-    attempt = attempt_of()
-    attempt.rpc = Tikv.KvGet
+    attempt = attempt_of(rpc=Tikv.KvGet)
     weight = 2.1 * 0.01416829
 
     for _ in range(2):
@@ -271,7 +265,7 @@ async def test_zones_are_compared(tokens: FakeTokens) -> None:
     tokens.put(ResourceGroup("g", 1000))
     async with ResourceControl(tokens, ResourceControlConfig(zone="a")) as control:
         for zone in ("a", "b", ""):
-            await control(put(100, store=Store(1, zone)), answer(kvrpcpb.RawPutResponse()))
+            await control(put(100, zone=zone), answer(kvrpcpb.RawPutResponse()))
         await anyio.sleep(1.5)
 
     used = tokens.log[0][1][0].consumption
@@ -408,8 +402,7 @@ async def test_both_models_can_be_set(tokens: FakeTokens) -> None:
     counters = kvrpcpb.ExecDetailsV2(ru_v2=kvrpcpb.RUV2(storage_processed_keys_get=3))
     async with ResourceControl(tokens, config) as control:
         await settle()
-        attempt = attempt_of()
-        attempt.rpc = Tikv.KvGet
+        attempt = attempt_of(rpc=Tikv.KvGet)
 
         await control(attempt, answer(kvrpcpb.GetResponse(exec_details_v2=counters)))
 
@@ -554,8 +547,7 @@ async def test_the_outcome_of_a_write_is_never_withheld(control: ResourceControl
     await burn(control, 8)
     await settle()
     response = kvrpcpb.RawCASResponse(previous_value=b"v" * 8 * MIB)
-    cas = attempt_of()
-    cas.rpc = Tikv.RawCompareAndSwap
+    cas = attempt_of(rpc=Tikv.RawCompareAndSwap)
     cas.entry.replica_count = 1
 
     assert await control(cas, answer(response)) is response
@@ -574,8 +566,7 @@ async def test_predicted_bytes_are_charged_in_advance_and_settled(tokens: FakeTo
     tokens.put(ResourceGroup("g", 1000))
     seen: list[float] = []
     async with ResourceControl(tokens, predict_read_bytes=lambda _: MIB) as control:
-        attempt = attempt_of()
-        attempt.rpc = Tikv.Coprocessor
+        attempt = attempt_of(rpc=Tikv.Coprocessor)
 
         async def proceed() -> Any:
             seen.append(control.stats()["g"].tokens)
@@ -594,8 +585,7 @@ async def test_predicted_bytes_are_charged_in_advance_and_settled(tokens: FakeTo
 async def test_predicted_bytes_come_back_when_there_was_no_answer(tokens: FakeTokens) -> None:
     tokens.put(ResourceGroup("g", 1000))
     async with ResourceControl(tokens, predict_read_bytes=lambda _: MIB) as control:
-        attempt = attempt_of()
-        attempt.rpc = Tikv.Coprocessor
+        attempt = attempt_of(rpc=Tikv.Coprocessor)
 
         async def fail() -> Any:
             raise RpcError("store", "Coprocessor", "UNAVAILABLE", "")
@@ -615,7 +605,7 @@ async def test_changed_settings_of_a_group_hold_at_once(control: ResourceControl
     attempt = attempt_of()
     await control(attempt, answer())
 
-    assert attempt.context.resource_control_context.override_priority == 16
+    assert told(attempt).override_priority == 16
     assert control.stats()["g"].tokens == pytest.approx(10 - 2 * 0.475)
 
 
@@ -696,7 +686,7 @@ async def test_a_broken_watch_is_begun_again_and_misses_nothing(control: Resourc
 
     attempt = attempt_of()
     await control(attempt, answer())
-    assert attempt.context.resource_control_context.override_priority == 9
+    assert told(attempt).override_priority == 9
     assert control._controller.settings.max_wait == 7
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 import anyio
 import attrs
 from google.protobuf.message import Message
-from tikv_pd import Deadline
 from tikv_pd.lowlevel import BackgroundTasks
 from tikv_proto import kvrpcpb
-from tikv_proto.services import Rpc, Tikv
+from tikv_proto.services import Tikv
 
+from tikv_rpc.intercept import Attempt, Proceed
 from tikv_rpc.resource_control.charge import counters_of, response_info, written_bytes
 from tikv_rpc.resource_control.controller import TokenController
 from tikv_rpc.resource_control.cost import Access, RequestInfo
@@ -24,68 +24,6 @@ from tikv_rpc.resource_control.source import TokenSource
 
 _BYPASS: Final = "internal_others"
 """Part of the source of requests that are not limited: few and small, and users would notice. Source: client-go."""
-
-
-class _Options(Protocol):
-    @property
-    def resource_group(self) -> str: ...
-    @property
-    def request_source(self) -> str: ...
-
-
-class _Request(Protocol):
-    @property
-    def payload(self) -> bytes: ...
-
-
-class _Region(Protocol):
-    @property
-    def replica_count(self) -> int: ...
-
-
-class _Store(Protocol):
-    @property
-    def id(self) -> int: ...
-    @property
-    def zone(self) -> str: ...
-
-
-class Attempt(Protocol):
-    """What is asked of an attempt."""
-
-    @property
-    def rpc(self) -> Rpc[Any, Any]:
-        """Which RPC it is."""
-        ...
-
-    @property
-    def request(self) -> _Request:
-        """The request."""
-        ...
-
-    @property
-    def entry(self) -> _Region:
-        """The Region it is for."""
-        ...
-
-    @property
-    def store(self) -> _Store:
-        """The store it goes to."""
-        ...
-
-    @property
-    def options(self) -> _Options:
-        """What the caller wants."""
-        ...
-
-    @property
-    def deadline(self) -> Deadline:
-        """When its operation must have ended."""
-        ...
-
-    def patch(self, context: kvrpcpb.Context) -> None:
-        """Add fields to the Context it carries."""
-        ...
 
 
 @attrs.frozen
@@ -177,7 +115,7 @@ class ResourceControl:
         """
         await self._controller.run(started)
 
-    async def __call__(self, attempt: Attempt, proceed: Callable[[], Awaitable[Message]]) -> Message:
+    async def __call__(self, attempt: Attempt, proceed: Proceed) -> Message:
         """Charge one attempt."""
         name, source = attempt.options.resource_group, attempt.options.request_source
         if not name or _BYPASS in source:
@@ -249,15 +187,14 @@ class ResourceControl:
                 group.withdraw(model, request, cost)
                 raise
         self._add(group.name, cost.read_ru, cost.write_ru, wait)
-        attempt.patch(
-            kvrpcpb.Context(
-                resource_control_context=kvrpcpb.ResourceControlContext(
-                    resource_group_name=group.name,
-                    penalty=group.penalty(request.store_id).to_consumption().to_pb(),
-                    override_priority=group.settings.priority,
-                )
-            )
-        )
+        penalty = group.penalty(request.store_id)
+        told = kvrpcpb.ResourceControlContext(resource_group_name=group.name, penalty=penalty.to_consumption().to_pb())
+        patched = kvrpcpb.Context.FromString(attempt.fields) if attempt.fields else None
+        if patched is None or not patched.resource_control_context.override_priority:
+            told.override_priority = group.settings.priority
+        attempt.patch(kvrpcpb.Context(resource_control_context=told))
+        # The queue to the store goes by it as well. Source: client-go client.go, sendBatchRequest.
+        attempt.priority = attempt.priority or group.settings.priority
 
     def _refund(self, name: str, request: RequestInfo) -> None:
         """Give back what was charged for bytes that were not read."""
