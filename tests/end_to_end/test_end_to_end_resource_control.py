@@ -2,57 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import anyio
-import attrs
 import pytest
-from anyio.lowlevel import checkpoint
+from google.protobuf.message import Message
 from tikv_embedded import EmbeddedCluster
-from tikv_pd import Deadline, PdClient, PdConfig, ResourceGroup
+from tikv_pd import PdClient, PdConfig, ResourceGroup
+from tikv_pd.grpc_transport import GrpcTransport
 from tikv_proto import kvrpcpb
-from tikv_proto.services import Rpc, Tikv
-from tikv_rpc import PdTokens, ResourceControl, ResourceGroupNotFound, ResourceGroupThrottled, collect_ru
+from tikv_proto.services import Tikv
+from tikv_region import PlainCodec, RegionCache
+from tikv_rpc import (
+    AtKey,
+    Attempt,
+    Effect,
+    Interceptor,
+    PdTokens,
+    Proceed,
+    Request,
+    RequestOptions,
+    ResourceControl,
+    ResourceControlConfig,
+    ResourceGroupNotFound,
+    ResourceGroupThrottled,
+    RetryRegion,
+    RpcClient,
+    Settle,
+    collect_ru,
+    dispatch,
+)
+
+Connect = Callable[[ResourceControl], AbstractAsyncContextManager["Kv"]]
 
 
-@attrs.frozen
-class Options:
-    resource_group: str
-    request_source: str = ""
+class Kv:
+    """Raw key-value through the engine, on account of a group."""
 
+    def __init__(self, rpc: RpcClient) -> None:
+        self.rpc = rpc
+        self.at_key: AtKey[Any] = AtKey(RetryRegion(dispatch(rpc), rpc), rpc.cache)
 
-@attrs.frozen
-class Payload:
-    payload: bytes = b""
+    async def get(self, group: str, key: bytes = b"k", source: str = "") -> bytes:
+        request = Request(Tikv.RawGet, kvrpcpb.RawGetRequest(key=key), Effect.READ)
+        options = RequestOptions(resource_group=group, request_source=source)
+        response = await self.at_key.execute((key, request), self.rpc.call("get", 10.0, options))
+        return bytes(response.value)
 
-
-@attrs.frozen
-class Entry:
-    replica_count: int = 3
-
-
-@attrs.frozen
-class Store:
-    id: int = 1
-    zone: str = ""
-
-
-@attrs.define
-class Attempt:
-    """What an engine hands an interceptor."""
-
-    options: Options
-    rpc: Rpc[Any, Any] = Tikv.RawGet
-    request: Payload = Payload()
-    entry: Entry = Entry()
-    store: Store = Store()
-    deadline: Deadline = attrs.Factory(lambda: Deadline("get", 10.0, anyio.current_time))
-    context: kvrpcpb.Context = attrs.Factory(kvrpcpb.Context)
-
-    def patch(self, context: kvrpcpb.Context) -> None:
-        self.context.MergeFrom(context)
+    async def put(self, group: str, key: bytes, value: bytes) -> None:
+        request = Request(Tikv.RawPut, kvrpcpb.RawPutRequest(key=key, value=value), Effect.WRITE)
+        options = RequestOptions(resource_group=group)
+        await Settle(self.at_key).execute((key, request), self.rpc.call("put", 10.0, options))
 
 
 @pytest.fixture
@@ -67,22 +69,43 @@ async def pd(cluster: EmbeddedCluster) -> AsyncIterator[PdClient]:
         yield pd
 
 
-async def read(control: ResourceControl, group: str, kib: int = 0) -> Attempt:
-    """Read some KiB: 0.475 RU, and one for each 64 KiB."""
-    attempt = Attempt(Options(group))
+class Recorder:
+    """Remembers what stores are told of resource groups."""
 
-    async def proceed() -> Any:
-        await checkpoint()
-        return kvrpcpb.RawGetResponse(value=b"v" * kib * 1024)
+    name = "recorder"
 
-    await control(attempt, proceed)
-    return attempt
+    def __init__(self) -> None:
+        self.told: list[kvrpcpb.ResourceControlContext] = []
+
+    async def __call__(self, attempt: Attempt, proceed: Proceed) -> Message:
+        self.told.append(kvrpcpb.Context.FromString(attempt.fields).resource_control_context)
+        return await proceed()
 
 
-async def hammer(control: ResourceControl, group: str) -> None:
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def connect(pd: PdClient, recorder: Recorder) -> Connect:
+    """Opens the engine with a resource control in it."""
+
+    @asynccontextmanager
+    async def connected(control: ResourceControl) -> AsyncIterator[Kv]:
+        transport, codec = GrpcTransport(), PlainCodec()
+        cache = RegionCache(pd, codec, now=transport.now)
+        interceptors: list[Interceptor] = [control, recorder]
+        async with control, RpcClient(cache, codec, pd.cluster_id, transport, interceptors=interceptors) as rpc:
+            yield Kv(rpc)
+
+    return connected
+
+
+async def hammer(kv: Kv, group: str) -> None:
     while True:
         with suppress(ResourceGroupThrottled):
-            await read(control, group, kib=256)
+            await kv.get(group)
 
 
 async def reported(pd: PdClient, group: str) -> float:
@@ -93,21 +116,22 @@ async def reported(pd: PdClient, group: str) -> float:
 
 
 async def test_a_group_uses_what_it_may_while_pd_s_leader_moves_and_another_is_not_disturbed(
-    cluster: EmbeddedCluster, pd: PdClient
+    cluster: EmbeddedCluster, pd: PdClient, connect: Connect
 ) -> None:
     await pd.resource_groups.add(ResourceGroup("batch", 200))
     await pd.resource_groups.add(ResourceGroup("online", 1000, -1))
-    seconds = 3
-    async with ResourceControl(PdTokens(pd)) as control:
+    control, seconds = ResourceControl(PdTokens(pd)), 3
+    async with connect(control) as kv:
+        await kv.put("online", b"k", b"v" * 256 * 1024)
         async with anyio.create_task_group() as tasks:
             for _ in range(8):
-                tasks.start_soon(hammer, control, "batch")
+                tasks.start_soon(hammer, kv, "batch")
             waits = []
             for second in range(seconds):
                 await anyio.sleep(1)
                 cluster.transfer_pd_leader(second % 3)
                 with collect_ru() as ru:
-                    await read(control, "online", kib=256)
+                    await kv.get("online")
                 waits.append(ru.details.wait)
             tasks.cancel_scope.cancel()
         used = control.stats()["batch"].details.read_ru
@@ -124,36 +148,75 @@ async def test_a_group_uses_what_it_may_while_pd_s_leader_moves_and_another_is_n
     assert 0.4 * 200 * seconds < used < 200 * (2 * 5 + 1) + 8 * 5
 
 
-async def test_groups_are_followed_as_they_change(pd: PdClient) -> None:
+async def test_a_group_that_used_everything_up_is_throttled_and_nothing_is_written(
+    pd: PdClient, connect: Connect, recorder: Recorder
+) -> None:
+    await pd.resource_groups.add(ResourceGroup("small", 1))
+    async with connect(ResourceControl(PdTokens(pd), ResourceControlConfig(max_wait=0.1))) as kv:
+        with pytest.raises(ResourceGroupThrottled) as caught:
+            await kv.put("small", b"k", b"v" * 100_000)
+
+        assert await kv.get("") == b""
+    assert caught.value.retryable
+    assert not caught.value.undetermined
+    # Only the read arrived at a store.
+    assert [told.resource_group_name for told in recorder.told] == [""]
+
+
+async def test_a_write_costs_what_it_writes_on_each_replica_and_a_read_what_it_returns(
+    pd: PdClient, connect: Connect
+) -> None:
+    await pd.resource_groups.add(ResourceGroup("g", 1000))
+    async with connect(ResourceControl(PdTokens(pd))) as kv:
+        with collect_ru() as ru:
+            await kv.put("g", b"k", b"v" * 1023)
+            await kv.get("g")
+
+    assert ru.details.write_ru == pytest.approx(2.7)
+    assert ru.details.read_ru == pytest.approx(0.475 + 1026 / 65536)
+
+
+async def test_jobs_in_the_background_are_left_to_the_stores(
+    pd: PdClient, connect: Connect, recorder: Recorder
+) -> None:
+    await pd.resource_groups.add(ResourceGroup("g", 1000, job_types=("br",)))
+    control = ResourceControl(PdTokens(pd))
+    async with connect(control) as kv:
+        await kv.get("g", source="internal_br")
+
+        assert control.stats() == {}
+    assert [told.override_priority for told in recorder.told] == [0]
+
+
+async def test_groups_are_followed_as_they_change(pd: PdClient, connect: Connect, recorder: Recorder) -> None:
     await pd.resource_groups.add(ResourceGroup("g", 1000, priority=2))
-    async with ResourceControl(PdTokens(pd)) as control:
+    control = ResourceControl(PdTokens(pd))
+    async with connect(control) as kv:
         with pytest.raises(ResourceGroupNotFound):
-            await read(control, "other")
-        assert (await read(control, "g")).context.resource_control_context.override_priority == 2
+            await kv.get("other")
+        await kv.get("g")
+        assert recorder.told[-1].override_priority == 2
 
         await pd.resource_groups.modify(ResourceGroup("g", 1000, priority=14))
         with anyio.fail_after(10):
-            priority = 2
-            while priority != 14:
-                await anyio.sleep(0.01)
-                priority = (await read(control, "g")).context.resource_control_context.override_priority
+            while recorder.told[-1].override_priority != 14:
+                await kv.get("g")
             await pd.resource_groups.delete("g")
             while not control.stats()["g"].is_deleted:
-                await read(control, "g")
-                await anyio.sleep(0.01)
-        assert (await read(control, "g")).context.resource_control_context.override_priority == 8
+                await kv.get("g")
+        await kv.get("g")
+        assert recorder.told[-1].override_priority == 8
 
 
-async def test_the_model_of_the_cluster_holds(pd: PdClient) -> None:
-    await pd.resource_groups.add(ResourceGroup("g", 1000))
-    async with ResourceControl(PdTokens(pd)) as control:
+async def test_the_model_of_the_cluster_holds(pd: PdClient, connect: Connect) -> None:
+    await pd.resource_groups.add(ResourceGroup("g", 1000, -1))
+    async with connect(ResourceControl(PdTokens(pd))) as kv:
         with anyio.fail_after(10):
             await pd.meta.put(b"resource_group/controller", b'{"request-unit": {"read-base-cost": 5}}')
             ru = 0.0
             while ru < 5:
                 with collect_ru() as collected:
-                    await read(control, "g")
+                    await kv.get("g")
                 ru = collected.details.read_ru
-                await anyio.sleep(0.01)
 
-    assert ru == pytest.approx(5.35)
+    assert ru == pytest.approx(5.35, abs=0.001)
