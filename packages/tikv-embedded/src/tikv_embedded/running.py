@@ -109,7 +109,7 @@ class RunningCluster:
             resource_managers=managers,
             apart=apart,
             store_servers=stores,
-            faults=StoreFaults(stores.tikv.watch, stores.services),
+            faults=StoreFaults(stores.tikv.watch, stores.services, stores.tikv.clock),
         )
 
 

@@ -268,3 +268,16 @@ async def test_the_health_of_a_member_can_be_chosen_and_its_checks_can_fail(clie
             await client.health(cluster.pd_addresses[2])
         assert await client.health(cluster.pd_addresses[2]) == b"\x08\x01"
         assert await client.watch_health(cluster.pd_addresses[1]) == b"\x08\x02"
+
+
+async def test_answers_can_be_changed(cluster: EmbeddedCluster, client: BareClient) -> None:
+    def without_leader(answer: pdpb.GetMembersResponse) -> None:
+        answer.ClearField("leader")
+
+    cluster.pd.edit_answers("GetMembers", without_leader)
+
+    changed = await client.call(cluster.pd_addresses[0], PD.GetMembers, pdpb.GetMembersRequest())
+    after = await client.call(cluster.pd_addresses[0], PD.GetMembers, pdpb.GetMembersRequest())
+
+    assert not changed.HasField("leader")
+    assert after.HasField("leader")

@@ -646,3 +646,22 @@ async def test_a_busy_store_refuses_reads_that_would_not_wait(cluster: EmbeddedC
     assert (error.estimated_wait_ms, error.applied_index) == (100, 7)
     assert [answer.not_found for answer in patient] == [True, True]
     assert (await calls.get(busy_threshold_ms=50)).not_found
+
+
+async def test_pairs_expire_when_the_clock_of_stores_moves_ahead(client: BareClient) -> None:
+    async with EmbeddedCluster(api_version="v1ttl") as cluster:
+        context, address = context_for(cluster.regions()[0]), cluster.store_addresses[1]
+        await client.call(address, Tikv.RawPut, kvrpcpb.RawPutRequest(context=context, key=b"a", value=b"1", ttl=60))
+        get = kvrpcpb.RawGetRequest(context=context, key=b"a")
+
+        before = await client.call(address, Tikv.RawGet, get)
+        cluster.faults.advance_clock(61)
+        after = await client.call(address, Tikv.RawGet, get)
+
+    assert before.value == b"1"
+    assert after.not_found
+
+
+async def test_the_clock_of_stores_does_not_go_back(cluster: EmbeddedCluster) -> None:
+    with pytest.raises(ValueError, match="does not go back"):
+        cluster.faults.advance_clock(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -40,9 +41,7 @@ class PdControls:
         Raises:
             ValueError: `seconds` is negative.
         """
-        if seconds < 0:
-            raise ValueError(f"the clock does not go back: {seconds} s")
-        self._state.clock.offset += seconds
+        self._state.clock.advance(seconds)
 
     def compact(self) -> int:
         """Forget all past changes of meta storage and global config, and return the revision that is left.
@@ -92,6 +91,12 @@ class PdControls:
         """
         error = pdpb.Error(type=pdpb.ErrorType.Value(kind), message=message)
         self._state.faults.add(Fault(rpc, member, times, header_error=error))
+
+    def edit_answers(
+        self, rpc: str, change: Callable[[Any], None], *, times: int | None = 1, member: int | None = None
+    ) -> None:
+        """Serve calls, and change their answers in place before they are sent: another cluster's id, no leader."""
+        self._state.faults.add(Fault(rpc, member, times, edit=change))
 
     def tso_falls_back(self, seconds: float, *, times: int | None = 1, member: int | None = None) -> None:
         """Hand out timestamps that lie so far back: what a client must never pass on. PD itself goes on unharmed."""

@@ -13,6 +13,7 @@ from tikv_proto.services import Tikv
 
 from tikv_embedded.errors import TopologyError
 from tikv_embedded.health import HealthStatus
+from tikv_embedded.pd.clock import Clock
 from tikv_embedded.store.calls import EMPTY, HEALTH_CALLS, OPENING, ReceivedCall, Recording
 from tikv_embedded.store.faults import CallWatch, Effect, Selection, StoreFault
 from tikv_embedded.store.health_feedback import HEALTHY
@@ -38,10 +39,12 @@ class StoreFaults:
     Args:
         watch: Of the stores.
         services: Store id → its service.
+        clock: Theirs.
     """
 
-    def __init__(self, watch: CallWatch, services: Mapping[int, TikvService]) -> None:
+    def __init__(self, watch: CallWatch, services: Mapping[int, TikvService], clock: Clock) -> None:
         self._watch = watch
+        self._clock = clock
         self._services = services
         self._lags: dict[int, StoreFault] = {}
 
@@ -106,6 +109,14 @@ class StoreFaults:
     def record(self) -> Recording:
         """Return a recording of all calls that stores receive from now on; it costs time and memory until stopped."""
         return self._watch.record()
+
+    def advance_clock(self, seconds: float) -> None:
+        """Move the clock of all stores ahead for good: pairs with a TTL expire. PD's clock is another one.
+
+        Raises:
+            ValueError: `seconds` is negative.
+        """
+        self._clock.advance(seconds)
 
     def open_streams(self, store: int) -> int:
         """Return how many BatchCommands streams that were sent to the store are open."""

@@ -93,6 +93,8 @@ class RawStore:
     store_id: int
     clock: Callable[[], float] = time.monotonic
     """Seconds; deadlines are measured with it."""
+    wall_clock: Callable[[], float] = time.time
+    """Unix seconds; pairs expire by it."""
 
     def session(self, snapshot: Snapshot) -> RawSession:
         """Return what serves requests from that snapshot; for one step of the loop."""
@@ -109,7 +111,7 @@ class RawSession:
         self._snapshot = snapshot
         self._mode = store.mode
         self._next_ts = store.next_ts
-        self._now = time.time()
+        self._now = store.wall_clock()
         self._clock = store.clock
         self._received = store.clock()
         self._contexts: dict[int, RawContext] = {}

@@ -20,6 +20,7 @@ from tikv_proto.services import Rpc, Tikv
 from tikv_embedded import memcomparable
 from tikv_embedded.engine import Engine
 from tikv_embedded.health import CHECK, WATCH, ServerHealth
+from tikv_embedded.pd.clock import Clock
 from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.region import region_to_pb
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
@@ -51,6 +52,8 @@ class TikvState:
     find_service: Callable[[str], TikvService | None]
     """Finds the service of the running store with an address, None when there is none."""
     watch: CallWatch = attrs.field(factory=CallWatch)
+    clock: Clock = attrs.field(factory=Clock)
+    """By which pairs expire."""
 
 
 class TikvService:
@@ -70,7 +73,7 @@ class TikvService:
     def __init__(self, state: TikvState, store_id: int) -> None:
         self._state = state
         self._store_id = store_id
-        self._raw = RawStore(state.topology, state.mode, state.oracle.next_ts, store_id)
+        self._raw = RawStore(state.topology, state.mode, state.oracle.next_ts, store_id, wall_clock=state.clock.seconds)
         self._opened = 0
         self.health = ServerHealth()
         self.feedback = HealthReporter(store_id)
