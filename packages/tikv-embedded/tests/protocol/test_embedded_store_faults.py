@@ -665,3 +665,27 @@ async def test_pairs_expire_when_the_clock_of_stores_moves_ahead(client: BareCli
 async def test_the_clock_of_stores_does_not_go_back(cluster: EmbeddedCluster) -> None:
     with pytest.raises(ValueError, match="does not go back"):
         cluster.faults.advance_clock(-1)
+
+
+async def test_a_cluster_closes_at_once_while_calls_are_held_and_lost(
+    client: BareClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with EmbeddedCluster() as cluster:
+        lost = cluster.faults.on("RawPut").lose_answer()
+        hung = cluster.faults.hang(1)
+        request = tikvpb.BatchCommandsRequest(request_ids=[1], requests=[get_request(cluster)])
+        stream = client.stream(cluster.store_addresses[1], Tikv.BatchCommands)
+        await stream.write(request)
+        calls = [
+            asyncio.ensure_future(Calls(cluster, client, batched=False).put()),
+            asyncio.ensure_future(Calls(cluster, client, batched=False).get()),
+        ]
+        await asyncio.gather(lost.struck(), hung.struck(2))
+        began = time.monotonic()
+    took = time.monotonic() - began
+
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert took < 1
+    assert all(isinstance(answer, grpc.aio.AioRpcError) for answer in answers)
+    assert not caplog.records
