@@ -105,6 +105,11 @@ class Backoffer:
         """How many waits were taken."""
         return sum(self._attempts.values())
 
+    @property
+    def waits(self) -> dict[str, int]:
+        """How many waits of each kind were taken, by its name."""
+        return dict(self._attempts)
+
     async def backoff(self, kind: BackoffKind, cause: BaseException) -> None:
         """Wait before trying again, because of `cause`.
 

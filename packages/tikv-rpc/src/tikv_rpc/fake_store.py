@@ -362,12 +362,19 @@ class FakeCluster:
 
     @asynccontextmanager
     async def connect(
-        self, config: RpcConfig | None = None, *, region_config: RegionConfig | None = None
+        self, config: RpcConfig | None = None, *, region_config: RegionConfig | None = None, **options: Any
     ) -> AsyncIterator[RpcClient]:
-        """Open an `RpcClient` on this cluster, with a PD client and a Region cache of its own."""
+        """Open an `RpcClient` on this cluster, with a PD client and a Region cache of its own.
+
+        Args:
+            config: Of the client.
+            region_config: Of its cache.
+            options: Further arguments of `RpcClient`.
+        """
         async with PdClient(self.url, transport=self.transport) as pd:
             cache = RegionCache(pd, self.map.codec, config=region_config, now=self.transport.now)
-            async with RpcClient(cache, self.map.codec, self.pd.cluster_id, self.transport, config) as rpc:
+            client = RpcClient(cache, self.map.codec, self.pd.cluster_id, self.transport, config, **options)
+            async with client as rpc:
                 yield rpc
 
     def _moved(self) -> None:

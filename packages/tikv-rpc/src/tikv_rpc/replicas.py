@@ -20,6 +20,7 @@ from typing import Final
 
 import attrs
 from tikv_pd import BackoffKind
+from tikv_pd.backoff import REGION_SCHEDULING
 from tikv_pd.errors import TikvError
 from tikv_region import EngineKind, InvalidReason, Liveness, RegionEntry, StoreEntry
 
@@ -177,6 +178,10 @@ class Selector:
             self._replicas[target.index].leads_not = True
         leader = self._replicas[self.entry.leader]
         leader.leads_not = leader.suspect = False
+        owed = self._owed.get(self.entry.leader_store.id)
+        if owed is not None and owed[0] is REGION_SCHEDULING:
+            # It had no leader, which is settled.
+            del self._owed[self.entry.leader_store.id]
         if leader.attempts >= _LEADER_ATTEMPTS or leader.seconds >= _LEADER_SECONDS:
             # Whoever was named gets one more chance.
             leader.attempts, leader.seconds = _LEADER_ATTEMPTS - 1, 0.0
