@@ -1,11 +1,11 @@
 """What of a request and its response decides what they cost, read from the messages.
 
-Reads and writes of transactions are charged as client-go charges them, since groups are shared with its users, such as
-TiDB. Raw requests are charged by what they carry: client-go takes their writes for empty ones, a compare-and-swap, a
-batch of deletes and a range of them for reads, and all reads for empty ones, which lets a raw client write any amount
-for the price of its number of requests. That has no effect there, as its raw client knows no resource control; here it would. TiKV makes
-no difference between the two kinds either: what it is told of bytes written on other stores counts against the group in
-its scheduling, for raw requests as well (resource_group.rs, consume_penalty).
+Reads and writes of transactions are charged as client-go charges them, since groups are shared with its users, such
+as TiDB. Raw requests are charged by what they carry: client-go takes their writes for empty ones, a compare-and-swap,
+a batch of deletes and a range of them for reads, and all reads for empty ones, which lets a raw client write any
+amount for the price of its number of requests. That has no effect there, as its raw client knows no resource control;
+here it would. TiKV makes no difference between the two kinds either: what it is told of bytes written on other stores
+counts against the group in its scheduling, for raw requests as well (resource_group.rs, consume_penalty).
 
 Keys count as they are stored, with the prefix of their keyspace: four bytes more than in client-go.
 """
