@@ -111,6 +111,9 @@ class RelayEndpoint(Endpoint):
             with contextlib.suppress(OSError, EOFError, asyncio.LimitOverrunError, ValueError):
                 await self._flowing.wait()
                 await self._serve(reader, writer)
+        except asyncio.CancelledError:
+            # `reset` and `stop` alone cancel this task, and asyncio 3.11 logs a connection that ends in this way.
+            pass
         finally:
             await _close(writer)
 

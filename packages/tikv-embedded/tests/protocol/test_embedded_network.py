@@ -133,7 +133,7 @@ async def test_a_store_that_is_added_or_restarted_can_be_partitioned_too(
                 await client.health(address)
 
 
-async def test_a_cluster_closes_while_it_is_partitioned(client: BareClient) -> None:
+async def test_a_cluster_closes_while_it_is_partitioned(client: BareClient, caplog: pytest.LogCaptureFixture) -> None:
     async with EmbeddedCluster(network_faults=True) as cluster:
         address = cluster.store_addresses[1]
         await client.health(address)
@@ -143,6 +143,7 @@ async def test_a_cluster_closes_while_it_is_partitioned(client: BareClient) -> N
 
     with pytest.raises(grpc.aio.AioRpcError):
         await asked
+    assert not caplog.records
 
 
 async def test_connections_are_out_of_reach_unless_asked_for(cluster: EmbeddedCluster) -> None:

@@ -95,7 +95,9 @@ class BatchStream:
         """End the stream with that status; what is outstanding on it is never answered."""
         if self._ending is None and self._task is not None:
             self._ending = code, details
-            self._task.cancel()
+            # The status cannot be sent while a message is on its way, and a cancelled one stays on its way.
+            if not self._sending.locked():
+                self._task.cancel()
 
     async def _answer(self, message: tikvpb.BatchCommandsRequest, beside: asyncio.TaskGroup) -> None:
         if not self._watch.is_idle:
@@ -184,10 +186,17 @@ class BatchStream:
             group.health_feedback.CopyFrom(health.report())
         group.transport_layer_load = self._load.percent if health.load_percent is None else health.load_percent
         group.tikv_send_time_ns = time.time_ns()
-        # A client that is gone needs no answer; gRPC ends this stream's task when it has noticed.
-        with contextlib.suppress(grpc.aio.BaseError):
-            async with self._sending:
+        async with self._sending:
+            if self._is_ending():
+                return
+            # A client that is gone needs no answer; gRPC ends this stream's task when it has noticed.
+            with contextlib.suppress(grpc.aio.BaseError):
                 await self._context.write(group)
+        if self._is_ending() and self._task is not None:
+            self._task.cancel()
+
+    def _is_ending(self) -> bool:
+        return self._ending is not None
 
 
 async def _delay(empty: tikvpb.BatchCommandsEmptyRequest) -> None:
