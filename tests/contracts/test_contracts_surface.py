@@ -31,7 +31,7 @@ MODULES = [
 ]
 
 # Those whose signatures are pinned as well.
-SIGNED = ["tikv_region", "tikv_region.testing"]
+SIGNED = ["tikv_pd", "tikv_pd.lowlevel", "tikv_pd.testing", "tikv_region", "tikv_region.testing"]
 
 
 def golden() -> dict[str, list[str]]:

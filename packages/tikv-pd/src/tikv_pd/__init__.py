@@ -32,6 +32,7 @@ from tikv_pd.deadline import (
     Deadline as Deadline,
 )
 from tikv_pd.errors import (
+    AlreadyBootstrapped as AlreadyBootstrapped,
     BackoffExceeded as BackoffExceeded,
     CircuitOpen as CircuitOpen,
     ClosedError as ClosedError,
@@ -43,6 +44,7 @@ from tikv_pd.errors import (
     EntryNotFound as EntryNotFound,
     FutureTimestamp as FutureTimestamp,
     GcBarrierTooOld as GcBarrierTooOld,
+    IncompatibleVersion as IncompatibleVersion,
     InvalidValue as InvalidValue,
     KeyspaceNotFound as KeyspaceNotFound,
     MinResolvedTsDisabled as MinResolvedTsDisabled,

@@ -107,6 +107,9 @@ class Calls:
             if not isinstance(answer, TikvError):
                 return answer
             self.is_silent(proxy or leader, answer)
+            if isinstance(answer, RpcError) and answer.code == "DEADLINE_EXCEEDED":
+                # It may be the request that takes long, as a scan of many Regions does, and not the member.
+                limit *= 2
             error = answer
             with self.members.while_open():
                 await pursuit.recover(leader, error)

@@ -122,7 +122,7 @@ class Oracle:
             raise ConfigError(f"cannot wait for {ts}: a timestamp is below 2**63")
         wanted = Timestamp.from_ts(ts)
         while True:
-            granted = await self._tso.ask(None, deadline.operation, deadline.check())
+            granted = await self._tso.ask(None, deadline.operation, deadline.check(), of=deadline.timeout)
             if granted >= wanted:
                 return granted
             gap = (wanted.physical - granted.physical) / 1000

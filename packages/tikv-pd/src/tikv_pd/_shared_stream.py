@@ -110,8 +110,14 @@ class SharedStream(Generic[Question, Answer]):
         self._scope = anyio.CancelScope()
         self._has_ended = False
 
-    async def ask(self, question: Question, operation: str, timeout: float) -> Answer:
+    async def ask(self, question: Question, operation: str, timeout: float, *, of: float | None = None) -> Answer:
         """Return the answer to a question that is sent after this call began.
+
+        Args:
+            question: The question.
+            operation: What it is asked for.
+            timeout: Seconds until the answer must be there.
+            of: Seconds the whole operation was given, for the error; `timeout` if this is all there is of it.
 
         Raises:
             DeadlineExceeded: none came within `timeout` seconds; `__cause__` is the last failure.
@@ -121,11 +127,11 @@ class SharedStream(Generic[Question, Answer]):
         now = self._now()
         at = now + timeout
         if not at > now:  # Also when it is not a number.
-            raise DeadlineExceeded(operation, timeout)
+            raise DeadlineExceeded(operation, timeout if of is None else of)
         if self._has_ended:
             raise ClosedError("PdClient")
         waiter = self._transport.waiter()
-        self._waiting.append((waiter, question, at, operation, timeout))
+        self._waiting.append((waiter, question, at, operation, timeout if of is None else of))
         if self._sleeper is not None:
             self._wake()
         if at < self._earliest:

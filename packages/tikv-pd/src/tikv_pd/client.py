@@ -298,12 +298,14 @@ class PdClient:
 
         The same as `get_ts` where PD alone grants them. Source: pdpb.PD.GetMinTS.
         """
+        session = self._open_session()
+        deadline = session.calls.deadline("get_min_ts", timeout)
         try:
-            answer = await self._call("get_min_ts", services.PD.GetMinTS, pdpb.GetMinTSRequest(), timeout)
+            answer = await session.calls.attempt(services.PD.GetMinTS, pdpb.GetMinTSRequest(), deadline)
         except PdError as error:
             if error.kind != "UNIMPLEMENTED":
                 raise
-            return await self.get_ts(timeout=timeout)
+            return await session.tso.ask(None, deadline.operation, deadline.check(), of=deadline.timeout)
         return Timestamp(answer.timestamp.physical, answer.timestamp.logical)
 
     async def wait_for(self, ts: int, *, timeout: float | None = None) -> Timestamp:
@@ -467,9 +469,13 @@ class PdClient:
             raise
         return Store.from_pb(answer.store)
 
-    async def get_stores(self, *, timeout: float | None = None) -> list[Store]:
-        """Return every store, those that left the cluster too, in no given order. Source: pdpb.PD.GetAllStores."""
-        answer = await self._call("get_stores", services.PD.GetAllStores, pdpb.GetAllStoresRequest(), timeout)
+    async def get_stores(self, *, exclude_tombstone: bool = False, timeout: float | None = None) -> list[Store]:
+        """Return every store, also those that left the cluster unless they are excluded, in no given order.
+
+        Source: pdpb.PD.GetAllStores.
+        """
+        request = pdpb.GetAllStoresRequest(exclude_tombstone_stores=exclude_tombstone)
+        answer = await self._call("get_stores", services.PD.GetAllStores, request, timeout)
         return [Store.from_pb(store) for store in answer.stores]
 
     async def load_keyspace(self, name: str, *, timeout: float | None = None) -> Keyspace:
@@ -482,42 +488,68 @@ class PdClient:
         """
         return enabled(await self.keyspaces.get(name, timeout=timeout))
 
-    async def split_regions(self, keys: Iterable[bytes], *, timeout: float | None = None) -> list[int]:
+    async def split_regions(
+        self, keys: Iterable[bytes], *, retry_limit: int = 0, timeout: float | None = None
+    ) -> list[int]:
         """Split Regions so that each of `keys` starts one, and return the ids of the new Regions.
 
         PD waits for the splits. A key that starts a Region already makes none, nor does one that PD could not split at
         in time: ask again, or look with `scan_regions`.
 
+        Args:
+            keys: Where to split.
+            retry_limit: How often PD tries again what it could not split.
+            timeout: Seconds.
+
         Source: pdpb.PD.SplitRegions.
         """
-        request = pdpb.SplitRegionsRequest(split_keys=[as_bytes(key, "key") for key in keys])
+        request = pdpb.SplitRegionsRequest(
+            split_keys=[as_bytes(key, "key") for key in keys], retry_limit=_retry_limit(retry_limit)
+        )
         answer = await self._call("split_regions", services.PD.SplitRegions, request, timeout, is_patient=True)
         return list(answer.regions_id)
 
     async def scatter_regions(
-        self, region_ids: Iterable[int], *, group: str = "", timeout: float | None = None
+        self,
+        region_ids: Iterable[int],
+        *,
+        group: str = "",
+        retry_limit: int = 0,
+        skip_store_limit: bool = False,
+        timeout: float | None = None,
     ) -> list[int]:
         """Start to spread Regions over the stores and return the ids of those for which PD could not.
 
         Args:
             region_ids: The Regions.
             group: Regions of one group are spread evenly among each other.
+            retry_limit: How often PD tries again those that could not be.
+            skip_store_limit: Whether PD is to disregard how many Regions a store may take in a minute.
             timeout: Seconds.
 
         Source: pdpb.PD.ScatterRegion.
         """
-        request = pdpb.ScatterRegionRequest(regions_id=[_id(each, "region_id") for each in region_ids], group=group)
+        request = pdpb.ScatterRegionRequest(
+            regions_id=[_id(each, "region_id") for each in region_ids],
+            group=group,
+            retry_limit=_retry_limit(retry_limit),
+            skip_store_limit=skip_store_limit,
+        )
+        if not request.regions_id:
+            return []
         answer = await self._call("scatter_regions", services.PD.ScatterRegion, request, timeout, is_patient=True)
         return list(answer.failed_regions_id)
 
     async def split_and_scatter_regions(
-        self, keys: Iterable[bytes], *, group: str = "", timeout: float | None = None
+        self, keys: Iterable[bytes], *, group: str = "", retry_limit: int = 0, timeout: float | None = None
     ) -> list[int]:
         """Split Regions as `split_regions` does, spread the new ones over the stores, and return their ids.
 
-        Source: pdpb.PD.SplitAndScatterRegions.
+        Arguments as of `split_regions` and `scatter_regions`. Source: pdpb.PD.SplitAndScatterRegions.
         """
-        request = pdpb.SplitAndScatterRegionsRequest(split_keys=[as_bytes(key, "key") for key in keys], group=group)
+        request = pdpb.SplitAndScatterRegionsRequest(
+            split_keys=[as_bytes(key, "key") for key in keys], group=group, retry_limit=_retry_limit(retry_limit)
+        )
         answer = await self._call(
             "split_and_scatter_regions", services.PD.SplitAndScatterRegions, request, timeout, is_patient=True
         )
@@ -601,6 +633,12 @@ def _httpx(security: SecurityConfig | None) -> HttpTransport:
 def _check_limit(limit: int) -> None:
     if not 0 < limit < 2**31:
         raise ConfigError(f"limit must be between 1 and 2**31 - 1, got {limit}")
+
+
+def _retry_limit(value: int) -> int:
+    if not 0 <= value < 2**64:
+        raise ConfigError(f"retry_limit must be between 0 and 2**64 - 1, got {value}")
+    return value
 
 
 def _id(value: int, what: str) -> int:

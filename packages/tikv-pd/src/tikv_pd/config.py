@@ -118,7 +118,7 @@ class SecurityConfig:
     """PEM file of the client's certificate chain; needs `key_path`."""
     key_path: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """PEM file of the client's private key; needs `cert_path`."""
-    server_name: str | None = None
+    server_name: str | None = attrs.field(default=None, validator=validators.optional(validators.instance_of(str)))
     """Name to expect in server certificates instead of the host dialed."""
 
     def __attrs_post_init__(self) -> None:
@@ -141,6 +141,18 @@ class SecurityConfig:
             raise ConfigError(f"TLS material cannot be read: {error}") from error
 
 
+def number(_instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Validate that a value is a number; a truth value is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{attribute.name} must be a number, not {type(value).__name__}")
+
+
+def whole_number(_instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Validate that a value is an int; a truth value is none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{attribute.name} must be an int, not {type(value).__name__}")
+
+
 def positive(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> None:
     """Validate that a number is above zero."""
     if not value > 0:
@@ -150,21 +162,37 @@ def positive(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> N
 def _mapping_or_callable(_instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
     if not (isinstance(value, Mapping) or callable(value)):
         raise TypeError(f"{attribute.name} must be a mapping or a function of addresses, not {type(value).__name__}")
+    if isinstance(value, Mapping):
+        for address in (*value, *value.values()):
+            _endpoint(address, attribute.name)
+
+
+def _readable(_instance: Any, attribute: attrs.Attribute[Any], value: str) -> None:
+    if not value.strip() or not value.isascii() or not value.isprintable():
+        raise ConfigError(f"{attribute.name} must be text that can be read in a log, got {value!r}")
+
+
+def _at_most(limit: int) -> Callable[[Any, attrs.Attribute[Any], float], None]:
+    def check(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> None:
+        if value > limit:
+            raise ConfigError(f"{attribute.name} must be {limit} at most, got {value!r}")
+
+    return check
 
 
 @attrs.frozen(kw_only=True)
 class BreakerConfig:
     """When calls fail at once because too many before them got no answer in time. Source: pd client circuitbreaker."""
 
-    threshold: float = attrs.field(validator=[validators.instance_of((int, float)), positive])
-    """Percent of the calls in a window that must have failed."""
-    window: float = attrs.field(default=30.0, validator=[validators.instance_of((int, float)), positive])
+    threshold: float = attrs.field(validator=[number, positive, _at_most(100)])
+    """Percent of the calls in a window that must have failed, 100 at most."""
+    window: float = attrs.field(default=30.0, validator=[number, positive])
     """Seconds in which calls are counted together."""
-    min_rate: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
+    min_rate: float = attrs.field(default=10.0, validator=[number, positive])
     """Calls a second below which a window says nothing."""
-    cooldown: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
+    cooldown: float = attrs.field(default=10.0, validator=[number, positive])
     """Seconds for which calls fail at once."""
-    trials: int = attrs.field(default=1, validator=[validators.instance_of(int), positive])
+    trials: int = attrs.field(default=1, validator=[whole_number, positive])
     """Calls that must succeed afterwards until everybody may call again."""
 
 
@@ -172,26 +200,27 @@ class BreakerConfig:
 class PdConfig:
     """How to talk to PD."""
 
-    timeout: float = attrs.field(default=3.0, validator=[validators.instance_of((int, float)), positive])
+    timeout: float = attrs.field(default=3.0, validator=[number, positive])
     """Seconds one RPC to PD may take. Source: client-go PDServerTimeout."""
-    operation_timeout: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
+    operation_timeout: float = attrs.field(default=10.0, validator=[number, positive])
     """Seconds one operation may take with all its attempts and waits, unless the call says otherwise."""
-    open_timeout: float = attrs.field(default=10.0, validator=[validators.instance_of((int, float)), positive])
+    open_timeout: float = attrs.field(default=10.0, validator=[number, positive])
     """Seconds in which the first member must have answered when the client is opened."""
-    member_interval: float = attrs.field(default=60.0, validator=[validators.instance_of((int, float)), positive])
+    member_interval: float = attrs.field(default=60.0, validator=[number, positive])
     """Seconds between two looks at the members when nothing fails. Source: pd client, memberUpdateInterval."""
-    service_interval: float = attrs.field(default=3.0, validator=[validators.instance_of((int, float)), positive])
+    service_interval: float = attrs.field(default=3.0, validator=[number, positive])
     """Seconds between two looks at whether PD or TSO servers grant timestamps. Source: serviceModeUpdateInterval."""
     tso_from_pd: bool = attrs.field(default=False, validator=validators.instance_of(bool))
     """Whether to ask PD for timestamps even where TSO servers grant them, which are then never looked for.
 
     For clients that reach PD alone: it passes the requests on. Source: pd client, UseTSOServerProxy.
     """
-    max_tso_batch: int = attrs.field(default=10_000, validator=[validators.instance_of(int), positive])
-    """Timestamps asked for in one message at most. Source: pd client, defaultMaxTSOBatchSize."""
-    low_resolution_interval: float = attrs.field(
-        default=2.0, validator=[validators.instance_of((int, float)), positive]
-    )
+    max_tso_batch: int = attrs.field(default=10_000, validator=[whole_number, positive, _at_most((1 << 18) - 1)])
+    """Timestamps asked for in one message at most; a millisecond has less than 2**18.
+
+    Source: pd client, defaultMaxTSOBatchSize.
+    """
+    low_resolution_interval: float = attrs.field(default=2.0, validator=[number, positive])
     """Seconds between two timestamps of low resolution. Source: client-go defaultOracleUpdateInterval."""
     forwarding: bool = attrs.field(default=False, validator=validators.instance_of(bool))
     """Whether followers pass requests on to a leader that cannot be reached from here; timestamps excepted."""
@@ -199,8 +228,8 @@ class PdConfig:
         default=None, validator=validators.optional(validators.instance_of(BreakerConfig))
     )
     """When queries of Regions fail at once for a while, because PD is overloaded; None for never."""
-    caller_component: str = "tikv-sdk-python"
-    """Name that PD logs and counts requests under."""
+    caller_component: str = attrs.field(default="tikv-sdk-python", validator=[validators.instance_of(str), _readable])
+    """Name that PD logs and counts requests under; printable ASCII."""
     host_mapping: HostMapping | None = attrs.field(
         default=None, hash=False, validator=validators.optional(_mapping_or_callable)
     )

@@ -131,6 +131,14 @@ class NotBootstrapped(PdError):
     """The cluster has no store yet."""
 
 
+class AlreadyBootstrapped(PdError):
+    """The cluster has a store already."""
+
+
+class IncompatibleVersion(PdError):
+    """The cluster has versions that cannot do this together."""
+
+
 class StoreTombstone(PdError):
     """The store left the cluster for good."""
 
@@ -165,6 +173,8 @@ class RegionsIncomplete(PdError):
 
 PD_ERRORS: Final[dict[str, type[PdError]]] = {
     "NOT_BOOTSTRAPPED": NotBootstrapped,
+    "ALREADY_BOOTSTRAPPED": AlreadyBootstrapped,
+    "INCOMPATIBLE_VERSION": IncompatibleVersion,
     "STORE_TOMBSTONE": StoreTombstone,
     "REGION_NOT_FOUND": UnknownRegion,
     "GLOBAL_CONFIG_NOT_FOUND": EntryNotFound,
@@ -174,7 +184,7 @@ PD_ERRORS: Final[dict[str, type[PdError]]] = {
     "DATA_COMPACTED": DataCompacted,
     "REGIONS_NOT_CONTAIN_ALL_KEY_RANGE": RegionsIncomplete,
 }
-"""Class for each `PdError.kind` that clients can meet; the others are plain `PdError`. Source: pdpb.ErrorType."""
+"""Class for each `PdError.kind` that is one of its own; the others are plain `PdError`. Source: pdpb.ErrorType."""
 
 
 @attrs.define(eq=False)

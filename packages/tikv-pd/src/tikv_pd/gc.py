@@ -13,6 +13,7 @@ import attrs
 from tikv_proto import pdpb, services
 
 from tikv_pd._calls import Calls
+from tikv_pd.deadline import Deadline
 from tikv_pd.errors import ConfigError, GcBarrierTooOld, PdError
 
 NULL_KEYSPACE: Final = 0xFFFFFFFF
@@ -125,10 +126,11 @@ class Gc:
         request = pdpb.SetGCBarrierRequest(
             keyspace_scope=_scope(keyspace_id), barrier_id=barrier_id, barrier_ts=ts, ttl_seconds=_seconds(ttl)
         )
+        deadline = self._calls.deadline("set_barrier", timeout)
         try:
-            answer = await self._calls.call("set_barrier", services.PD.SetGCBarrier, request, timeout)
+            answer = await self._calls.attempt(services.PD.SetGCBarrier, request, deadline)
         except PdError as error:
-            await self._explain(error, ts, keyspace_id, timeout)
+            await self._explain(error, ts, keyspace_id, deadline)
             raise
         return _barrier(answer.new_barrier_info)
 
@@ -148,10 +150,11 @@ class Gc:
         Source: SetGlobalGCBarrier.
         """
         request = pdpb.SetGlobalGCBarrierRequest(barrier_id=barrier_id, barrier_ts=ts, ttl_seconds=_seconds(ttl))
+        deadline = self._calls.deadline("set_global_barrier", timeout)
         try:
-            answer = await self._calls.call("set_global_barrier", services.PD.SetGlobalGCBarrier, request, timeout)
+            answer = await self._calls.attempt(services.PD.SetGlobalGCBarrier, request, deadline)
         except PdError as error:
-            await self._explain(error, ts, None, timeout)
+            await self._explain(error, ts, None, deadline)
             raise
         return _barrier(answer.new_barrier_info)
 
@@ -193,13 +196,14 @@ class Gc:
         answer = await self._calls.call("advance_gc_safe_point", services.PD.AdvanceGCSafePoint, request, timeout)
         return SafePointAdvance(answer.old_gc_safe_point, answer.new_gc_safe_point)
 
-    async def _explain(self, error: PdError, ts: int, keyspace_id: int | None, timeout: float | None) -> None:
+    async def _explain(self, error: PdError, ts: int, keyspace_id: int | None, deadline: Deadline) -> None:
         """Raise a better error if there is one: PD has no kind of error for a barrier that is too old, only words."""
         if error.kind != "UNKNOWN":
             return
-        state = await self.get_state(keyspace_id, timeout=timeout)
-        if ts < state.txn_safe_point:
-            raise GcBarrierTooOld(ts, state.txn_safe_point) from error
+        request = pdpb.GetGCStateRequest(keyspace_scope=_scope(keyspace_id), exclude_gc_barriers=True)
+        answer = await self._calls.attempt(services.PD.GetGCState, request, deadline)
+        if ts < answer.gc_state.txn_safe_point:
+            raise GcBarrierTooOld(ts, answer.gc_state.txn_safe_point) from error
 
 
 class _BarrierInfo(Protocol):

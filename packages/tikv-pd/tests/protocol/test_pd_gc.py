@@ -3,8 +3,18 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 
+import anyio
 import pytest
-from tikv_pd import ConfigError, GcBarrier, GcBarrierTooOld, GcState, PdClient, PdError, SafePointAdvance
+from tikv_pd import (
+    ConfigError,
+    DeadlineExceeded,
+    GcBarrier,
+    GcBarrierTooOld,
+    GcState,
+    PdClient,
+    PdError,
+    SafePointAdvance,
+)
 from tikv_pd.testing import FakePd
 from tikv_proto.services import PD
 
@@ -89,6 +99,17 @@ async def test_another_error_about_a_barrier_stays_what_it_is(client: PdClient, 
     pd.answer_error(PD.SetGCBarrier, "INVALID_VALUE")
     with pytest.raises(PdError, match="INVALID_VALUE"):
         await client.gc.set_barrier("backup", 10)
+
+
+async def test_a_barrier_has_one_deadline_with_the_look_at_why_it_failed(client: PdClient, pd: FakePd) -> None:
+    pd.answer_error(PD.SetGCBarrier, "NOT_BOOTSTRAPPED", times=1)
+    pd.answer_error(PD.SetGCBarrier, "UNKNOWN", "words")
+    pd.hang(PD.GetGCState)
+
+    with pytest.raises(DeadlineExceeded, match="set_barrier did not finish within 2 s"):
+        await client.gc.set_barrier("backup", 5, timeout=2)
+
+    assert anyio.current_time() == 2
 
 
 async def test_a_keyspace_may_be_named(client: PdClient, pd: FakePd) -> None:

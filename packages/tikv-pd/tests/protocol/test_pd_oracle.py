@@ -188,6 +188,23 @@ async def test_waiting_for_a_timestamp_of_the_past_does_not_wait(client: PdClien
     assert anyio.current_time() == started
 
 
+@pytest.mark.parametrize("ts", [-1, 2**63, LATEST])
+async def test_a_timestamp_that_never_comes_is_not_waited_for(client: PdClient, ts: int) -> None:
+    with pytest.raises(ConfigError, match="below 2\\*\\*63"):
+        await client.wait_for(ts)
+
+
+async def test_the_smallest_timestamp_has_one_deadline_however_it_is_found(client: PdClient, pd: FakePd) -> None:
+    pd.refuse(PD.GetMinTS, "UNAVAILABLE", times=1)
+    pd.refuse(PD.GetMinTS, "UNIMPLEMENTED")
+    pd.hang(PD.Tso)
+
+    with pytest.raises(DeadlineExceeded, match="get_min_ts did not finish within 2 s"):
+        await client.get_min_ts(timeout=2)
+
+    assert anyio.current_time() == 2
+
+
 async def test_waiting_for_a_timestamp_ends_in_time(client: PdClient, pd: FakePd) -> None:
     with pytest.raises(DeadlineExceeded, match="wait_for did not finish within 2 s"):
         await client.wait_for(Timestamp(pd.timestamp.physical + 60_000, 0).ts, timeout=2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import anyio
 import attrs
@@ -14,6 +15,20 @@ from tikv_proto.services import PD, Keyspace as KeyspaceService
 async def client(pd: FakePd) -> AsyncIterator[PdClient]:
     async with PdClient("pd1:2379", transport=pd.transport) as client:
         yield client
+
+
+def before(pd: FakePd, act: Callable[[Any], Awaitable[None]], *rpcs: Any) -> None:
+    """Have something happen before the leader answers some RPCs."""
+    handlers: dict[Any, Any] = dict(pd.handlers("pd1:2379"))
+
+    def preceded(handle: Any) -> Any:
+        async def answer(request: Any) -> Any:
+            await act(request)
+            return await handle(request)
+
+        return answer
+
+    pd.transport.serve("pd1:2379", handlers | {rpc: preceded(handlers[rpc]) for rpc in rpcs})
 
 
 @pytest.mark.parametrize(("key", "region_id"), [(b"", 2), (b"f", 2), (b"g", 3), (b"p", 4), (b"\xff", 4)])
@@ -141,6 +156,50 @@ async def test_a_split_may_take_longer_than_one_attempt_of_other_calls(client: P
         assert len(await client.split_regions([b"c"])) == 1
 
     assert pd.calls(PD.SplitRegions) == 1
+
+
+async def test_a_scan_that_takes_longer_than_one_attempt_of_other_calls_ends_in_time(
+    client: PdClient, pd: FakePd
+) -> None:
+    async def take_long(_request: Any) -> None:
+        await anyio.sleep(5)
+
+    before(pd, take_long, PD.BatchScanRegions)
+
+    assert len(await client.scan_regions(b"", timeout=30)) == 3
+    assert pd.calls(PD.BatchScanRegions) == 2
+
+
+async def test_stores_that_left_may_be_left_out(client: PdClient) -> None:
+    assert [store.id for store in await client.get_stores(exclude_tombstone=True)] == [1]
+    assert [store.id for store in await client.get_stores()] == [1, 2]
+
+
+async def test_limits_of_splitting_and_scattering_are_told_to_pd(client: PdClient, pd: FakePd) -> None:
+    told: list[Any] = []
+
+    async def note(request: Any) -> None:
+        told.append(request)
+
+    before(pd, note, PD.SplitRegions, PD.ScatterRegion, PD.SplitAndScatterRegions)
+
+    await client.split_regions([b"c"], retry_limit=3)
+    await client.scatter_regions([2, 3], group="orders", retry_limit=4, skip_store_limit=True)
+    await client.split_and_scatter_regions([b"d"], retry_limit=5)
+
+    assert [request.retry_limit for request in told] == [3, 4, 5]
+    assert told[1].skip_store_limit
+
+
+async def test_there_is_nothing_to_scatter(client: PdClient, pd: FakePd) -> None:
+    assert await client.scatter_regions([]) == []
+    assert pd.calls(PD.ScatterRegion) == 0
+
+
+@pytest.mark.parametrize("limit", [-1, 2**64])
+async def test_a_retry_limit_that_cannot_be_is_refused(client: PdClient, limit: int) -> None:
+    with pytest.raises(ConfigError, match="retry_limit"):
+        await client.split_regions([b"c"], retry_limit=limit)
 
 
 async def test_scattering_returns_those_that_could_not_be(client: PdClient) -> None:

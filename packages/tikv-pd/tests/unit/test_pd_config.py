@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
-from tikv_pd import ConfigError, PdConfig, SecurityConfig
+from tikv_pd import BreakerConfig, ConfigError, PdConfig, SecurityConfig
 
 
 @pytest.mark.parametrize(
@@ -15,10 +16,52 @@ def test_a_time_that_is_not_above_zero_is_refused_by_name(option: str, value: fl
         PdConfig(**{option: value})  # type: ignore[arg-type]  # mypy cannot see which option it is
 
 
-@pytest.mark.parametrize("option", ["timeout", "max_tso_batch"])
-def test_an_option_of_the_wrong_type_is_a_type_error(option: str) -> None:
+@pytest.mark.parametrize("option", attrs.fields(PdConfig), ids=lambda option: option.name)
+def test_an_option_of_the_wrong_type_is_a_type_error(option: attrs.Attribute[object]) -> None:
+    with pytest.raises(TypeError, match=option.name):
+        PdConfig(**{option.name: [3]})  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("option", attrs.fields(BreakerConfig), ids=lambda option: option.name)
+@pytest.mark.parametrize("value", ["3", True, None])
+def test_a_number_of_the_breaker_is_no_text_and_no_truth(option: attrs.Attribute[object], value: object) -> None:
+    with pytest.raises(TypeError, match=option.name):
+        BreakerConfig(**{"threshold": 10, option.name: value})  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("option", ["timeout", "max_tso_batch", "low_resolution_interval"])
+def test_a_truth_is_no_number(option: str) -> None:
+    with pytest.raises(TypeError, match=option):
+        PdConfig(**{option: True})  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**18])
+def test_a_message_asks_for_as_many_timestamps_as_a_millisecond_has_at_most(value: int) -> None:
+    with pytest.raises(ConfigError, match="max_tso_batch"):
+        PdConfig(max_tso_batch=value)
+
+
+def test_there_are_no_more_than_a_hundred_percent() -> None:
+    with pytest.raises(ConfigError, match="threshold"):
+        BreakerConfig(threshold=101)
+
+
+@pytest.mark.parametrize("value", ["", "  ", "a\nb", "ü"])
+def test_the_name_of_the_caller_can_be_read_in_a_log(value: str) -> None:
+    with pytest.raises(ConfigError, match="caller_component"):
+        PdConfig(caller_component=value)
+
+
+@pytest.mark.parametrize("mapping", [{"pd1": "127.0.0.1:2379"}, {"pd1:2379": "127.0.0.1"}, {"http://pd1:2379": "a:1"}])
+def test_a_mapping_that_would_never_match_is_refused(mapping: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"host_mapping.*is not host:port"):
+        PdConfig(host_mapping=mapping)
+
+
+@pytest.mark.parametrize("option", ["ca_path", "cert_path", "key_path", "server_name"])
+def test_an_option_of_security_of_the_wrong_type_is_a_type_error(option: str) -> None:
     with pytest.raises(TypeError):
-        PdConfig(**{option: "3"})  # type: ignore[arg-type]  # on purpose
+        SecurityConfig(**{"ca_path": "ca.pem", "cert_path": "c.pem", "key_path": "k.pem", option: 3})  # type: ignore[arg-type]  # on purpose
 
 
 def test_tls_material_is_read_when_it_is_loaded(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tikv_pd import (
     TimestampFallback,
     UndeterminedError,
 )
+from tikv_pd._members import header_error
+from tikv_proto import pdpb
 
 ERRORS = [
     (ConfigError("timeout must be above 0"), False, "timeout must be above 0"),
@@ -47,6 +49,16 @@ def test_an_error_survives_pickling_and_copying(error: TikvError) -> None:
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(twin) is type(error)
         assert str(twin) == str(error)
+
+
+@pytest.mark.parametrize("kind", sorted(set(pdpb.ErrorType.keys()) - {"OK", "UNKNOWN"}))
+def test_each_kind_of_error_in_a_header_has_a_class_of_its_own(kind: str) -> None:
+    header = pdpb.ResponseHeader(error=pdpb.Error(type=pdpb.ErrorType.Value(kind), message="words"))
+
+    error = header_error("GetStore", header)
+
+    assert type(error) is not PdError
+    assert (error.kind, error.message) == (kind, "words")
 
 
 def test_a_cause_is_part_of_the_message() -> None:
