@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Final, TypeVar
 
+import anyio
 from google.protobuf.message import Message
 from tikv_proto import services
 from tikv_proto.services import Rpc
 
 from tikv_pd._members import Members, header_error
 from tikv_pd._pursuit import Pursuit
+from tikv_pd._service_route import ServiceRoute
 from tikv_pd.backoff import Backoffer
 from tikv_pd.config import PdConfig
 from tikv_pd.deadline import Deadline
@@ -36,17 +39,32 @@ class Calls:
         members: Who leads.
         transport: The clock.
         config: How patient to be.
+        routes: Who does the work of services that may run apart from PD.
     """
 
-    def __init__(self, members: Members, transport: Transport, config: PdConfig) -> None:
+    def __init__(
+        self, members: Members, transport: Transport, config: PdConfig, routes: Iterable[ServiceRoute] = ()
+    ) -> None:
         self.members = members
         """Who leads."""
         self.transport = transport
         """The clock."""
         self.config = config
         """How patient to be."""
+        self._routes = {rpc: route for route in routes for rpc in route.registry.rpcs}
         self._turn = 0
         self._resting: dict[str, float] = {}
+
+    def route(self, rpc: Rpc[Any, Any]) -> ServiceRoute | Members:
+        """Return who does the work of an RPC."""
+        return self._routes.get(rpc, self.members)
+
+    async def ready(self, rpc: Rpc[Any, Any], deadline: Deadline) -> None:
+        """Return when it is known who does the work of an RPC, or the time is up."""
+        route = self._routes.get(rpc)
+        if route is not None:
+            with self.members.while_open(), anyio.move_on_after(deadline.check()):
+                await route.ready()
 
     def deadline(self, operation: str, timeout: float | None) -> Deadline:
         """Return the deadline of an operation that begins now."""
@@ -79,7 +97,7 @@ class Calls:
         is_patient: bool = False,
         allow_follower: bool = False,
     ) -> Resp:
-        """Send a request to the leader until it answers.
+        """Send a request to the leader, or whoever does its work, until it is answered.
 
         Args:
             rpc: Which RPC.
@@ -91,19 +109,23 @@ class Calls:
         With `PdConfig.forwarding` followers pass requests on to a leader that did not answer of late.
         """
         limit = math.inf if is_patient else self.config.timeout
-        follower = self._follower() if allow_follower else None
+        await self.ready(rpc, deadline)
+        route = self.route(rpc)
+        follower = self._follower() if allow_follower and route.leader == self.members.leader else None
         if follower is not None:
-            answer = await self._send(follower, rpc, request, min(limit, deadline.check()), _FOLLOWER_MAY)
+            seconds = min(limit, deadline.check())
+            answer = await self._send(self.members, follower, rpc, request, seconds, _FOLLOWER_MAY)
             if not isinstance(answer, TikvError):
                 return answer
             self._let_rest(follower)
-        pursuit = Pursuit(self.members, Backoffer(deadline, budget=math.inf))
+        pursuit = Pursuit(route, Backoffer(deadline, budget=math.inf))
         error: TikvError | None = None
         while True:
-            leader = self.members.leader
-            proxy = self._follower() if self.is_forwarding() else None
+            leader = route.leader
+            proxy = self._follower() if leader == self.members.leader and self.is_forwarding() else None
             metadata = ((_FORWARDED_HOST, self.members.url(leader)),) if proxy is not None else ()
-            answer = await self._send(proxy or leader, rpc, request, min(limit, deadline.check(error)), metadata)
+            seconds = min(limit, deadline.check(error))
+            answer = await self._send(route, proxy or leader, rpc, request, seconds, metadata)
             if not isinstance(answer, TikvError):
                 return answer
             self.is_silent(proxy or leader, answer)
@@ -141,14 +163,21 @@ class Calls:
         return self._resting.get(address, 0.0) > self.transport.now()
 
     async def _send(
-        self, address: str, rpc: Rpc[Any, Resp], request: Any, timeout: float, metadata: Metadata = ()
+        self,
+        route: ServiceRoute | Members,
+        address: str,
+        rpc: Rpc[Any, Resp],
+        request: Any,
+        timeout: float,
+        metadata: Metadata = (),
     ) -> Resp | TikvError:
-        """Return the answer of one member, or why there is none."""
+        """Return the answer of one server, or why there is none."""
         if rpc is not services.PD.GetMembers:
             # Members tell who they are to clients that do not know the cluster's id yet.
             self.sign(request)
         try:
-            answer: Any = await self.members.connection(address).unary(rpc, request, timeout=timeout, metadata=metadata)
+            connection, called = route.connection(address), route.rpc(rpc, address)
+            answer: Any = await connection.unary(called, request, timeout=timeout, metadata=metadata)
         except RpcError as error:
             return error
         # Most responses have a header, which has an error; a few have the error, or nothing, in its place.

@@ -15,6 +15,7 @@ from typing import Any, Final
 import anyio
 import attrs
 from tikv_proto import pdpb, services
+from tikv_proto.services import Rpc
 
 from tikv_pd._connections import Connections
 from tikv_pd._pursuit import end_of_attempts
@@ -199,6 +200,10 @@ class Members:
     def while_open(self) -> AbstractContextManager[None]:
         """Leave a block that waits, with ClosedError, as soon as the client is closed."""
         return self._connections.while_open()
+
+    def rpc(self, rpc: Rpc[Any, Any], _address: str) -> Rpc[Any, Any]:
+        """Return what to call at an address for an RPC of PD: that one."""
+        return rpc
 
     def verdict(self, _address: str, error: TikvError, *, is_confirmed: bool) -> TikvError | None:
         """Return what to raise because of a failure at the leader; None when another attempt may help."""

@@ -15,7 +15,6 @@ from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
 from tikv_pd._calls import Calls
-from tikv_pd._members import Members
 from tikv_pd._shared_stream import SharedStream
 from tikv_pd.errors import ConfigError, PdError, RpcError, TikvError
 from tikv_pd.lowlevel import Connection
@@ -62,18 +61,20 @@ class Directory:
     """The exchange of Region queries.
 
     Args:
-        members: Which cluster it is.
+        calls: Which cluster it is, and who is asked.
     """
 
     name = services.PD.QueryRegion.name
     """QueryRegion."""
 
-    def __init__(self, members: Members) -> None:
-        self._members = members
+    def __init__(self, calls: Calls) -> None:
+        self._members = calls.members
+        self._route = calls.route(services.PD.QueryRegion)
 
-    def begin(self, _address: str) -> tuple[Rpc[pdpb.QueryRegionRequest, pdpb.QueryRegionResponse], pdpb.RequestHeader]:
-        """Return PD's RPC."""
-        return services.PD.QueryRegion, pdpb.RequestHeader(cluster_id=self._members.known.cluster_id)
+    def begin(self, address: str) -> tuple[Rpc[pdpb.QueryRegionRequest, pdpb.QueryRegionResponse], pdpb.RequestHeader]:
+        """Return the RPC of PD, or of a router."""
+        rpc = self._route.rpc(services.PD.QueryRegion, address)
+        return rpc, pdpb.RequestHeader(cluster_id=self._members.known.cluster_id)
 
     def ask(
         self, questions: Sequence[Query], header: pdpb.RequestHeader
@@ -108,7 +109,7 @@ class Directory:
 
 
 class _WayOfStream:
-    """The way to the leader for a stream, which followers do not pass on.
+    """The way to the leader, or a router, for a stream, which followers do not pass on.
 
     Args:
         calls: Who leads, and whether it can be reached.
@@ -116,30 +117,30 @@ class _WayOfStream:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._members = calls.members
+        self._route = calls.route(services.PD.QueryRegion)
 
     @property
     def leader(self) -> str:
         """Address of the leader; raises ClosedError once the client is closed."""
-        return self._members.leader
+        return self._route.leader
 
     def connection(self, address: str) -> Connection:
         """Return the connection to an address."""
-        return self._members.connection(address)
+        return self._route.connection(address)
 
     def doubt(self, suspect: str) -> None:
         """Have the members asked again soon."""
-        self._members.doubt(suspect)
+        self._route.doubt(suspect)
 
     async def refresh(self, suspect: str) -> TikvError | None:
         """Wait until the members were asked again."""
-        return await self._members.refresh(suspect)
+        return await self._route.refresh(suspect)
 
     def verdict(self, address: str, error: TikvError, *, is_confirmed: bool) -> TikvError | None:
         """Return what to raise: the failure itself when followers are to pass the queries on, one by one."""
         if is_confirmed and self._calls.is_silent(address, error) and self._calls.is_forwarding():
             return error
-        return self._members.verdict(address, error, is_confirmed=is_confirmed)
+        return self._route.verdict(address, error, is_confirmed=is_confirmed)
 
 
 class RegionQueries:
@@ -149,7 +150,7 @@ class RegionQueries:
         self._calls = calls
         # The server answers one message at a time; what comes meanwhile gathers.
         self._stream: SharedStream[Query, Region | None] = SharedStream(
-            Directory(calls.members),
+            Directory(calls),
             _WayOfStream(calls),
             calls.transport,
             calls.config,

@@ -27,7 +27,7 @@ class TokenStream:
     """The stream; made when first used.
 
     Args:
-        calls: Who leads, the clock, how patient to be.
+        calls: Who grants them, the clock, how patient to be.
     """
 
     def __init__(self, calls: Calls) -> None:
@@ -38,7 +38,8 @@ class TokenStream:
 
     async def ask(self, request: rmpb.TokenBucketsRequest, deadline: Deadline) -> rmpb.TokenBucketsResponse:
         """Return the answer to a request."""
-        pursuit = Pursuit(self._calls.members, Backoffer(deadline, budget=math.inf))
+        await self._calls.ready(_RPC, deadline)
+        pursuit = Pursuit(self._calls.route(_RPC), Backoffer(deadline, budget=math.inf))
         with anyio.move_on_after(deadline.check()):
             async with self._turn:
                 while True:
@@ -50,15 +51,15 @@ class TokenStream:
         raise DeadlineExceeded(deadline.operation, deadline.timeout) from pursuit.failure
 
     async def _exchange(self, request: rmpb.TokenBucketsRequest, limit: float) -> rmpb.TokenBucketsResponse:
-        members = self._calls.members
-        if self._address != members.leader:
+        route = self._calls.route(_RPC)
+        if self._address != route.leader:
             self._drop()
         is_answered = False
         try:
             stream = self._stream
             if stream is None:
-                self._address = members.leader
-                self._stream = stream = members.connection(self._address).stream(_RPC)
+                self._address = route.leader
+                self._stream = stream = route.connection(self._address).stream(_RPC)
             with anyio.move_on_after(limit):
                 await stream.send(request)
                 answer: rmpb.TokenBucketsResponse = await stream.receive()

@@ -18,6 +18,7 @@ from tikv_pd._connections import Connections
 from tikv_pd._members import Members
 from tikv_pd._oracle import Oracle
 from tikv_pd._region_queries import ById, ByKey, ByPrevKey, Query, RegionQueries, key_ranges
+from tikv_pd._service_route import RESOURCE_MANAGERS, ROUTERS, ServiceRoute
 from tikv_pd._tso_source import NO_KEYSPACE, TsoSource
 from tikv_pd.breaker import CircuitBreaker
 from tikv_pd.config import Address, KeyspaceRef, PdConfig, SecurityConfig, parse_address, parse_keyspace
@@ -152,16 +153,25 @@ class PdClient:
         stack.push_async_callback(members.aclose)
         tso_servers = Connections(transport)
         stack.push_async_callback(tso_servers.aclose)
+        registries = (RESOURCE_MANAGERS, ROUTERS) if config.use_routers else (RESOURCE_MANAGERS,)
+        routes: list[ServiceRoute] = []
+        for registry in registries:
+            servers = Connections(transport)
+            stack.push_async_callback(servers.aclose)
+            routes.append(ServiceRoute(registry, members, servers, config, transport.now))
         await members.discover(deadline)
         tasks = await stack.enter_async_context(BackgroundTasks())
         tasks.start_soon(members.run)
-        calls = Calls(members, transport, config)
+        for route in routes:
+            tasks.start_soon(route.run)
+        calls = Calls(members, transport, config, routes)
         keyspaces = Keyspaces(calls)
         keyspace = await self._load_keyspace(keyspaces, deadline)
         keyspace_id = keyspace.id if keyspace is not None else NO_KEYSPACE
         source = TsoSource(members, tso_servers, config, keyspace_id, transport.now)
         with anyio.move_on_after(deadline.remaining()):
             await source.look()
+            await calls.ready(services.PD.QueryRegion, deadline)
         tso = Tso(source, transport, config)
         oracle = Oracle(calls, tso)
         regions = RegionQueries(calls)

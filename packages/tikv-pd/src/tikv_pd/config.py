@@ -215,6 +215,11 @@ class PdConfig:
 
     For clients that reach PD alone: it passes the requests on. Source: pd client, UseTSOServerProxy.
     """
+    use_routers: bool = attrs.field(default=False, validator=validators.instance_of(bool))
+    """Whether routers, where there are any, are asked about Regions and stores, PD when they fail.
+
+    They answer from copies that lag behind a little. Source: pd client, EnableRouterServiceHandler.
+    """
     max_tso_batch: int = attrs.field(default=10_000, validator=[whole_number, positive, _at_most((1 << 18) - 1)])
     """Timestamps asked for in one message at most; a millisecond has less than 2**18.
 
