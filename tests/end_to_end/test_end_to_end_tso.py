@@ -1,4 +1,4 @@
-"""Timestamps while those who grant them crash, move and hand over: they grow, none comes twice, and no caller fails."""
+"""PD and its microservices while they crash, move and hand over: timestamps grow, none comes twice, no caller fails."""
 
 from __future__ import annotations
 
@@ -76,6 +76,24 @@ class Asked:
             self.addresses.add(address)
         elif rpc == "Tso":
             self.failures += 1
+
+
+SERVICES = {"QueryRegion", "GetAllStores", "ListResourceGroups"}
+"""What routers and resource managers answer in PD's place."""
+
+
+@attrs.define
+class Calls:
+    """Who answered what; an observer."""
+
+    answered: set[tuple[str, str]] = attrs.field(factory=set)
+    """(RPC, address) of each."""
+
+    def observe(self, rpc: str, address: str, seconds: float, outcome: str) -> None:
+        """Take note of an RPC."""
+        del seconds
+        if outcome == "OK":
+            self.answered.add((rpc, address))
 
 
 async def draw(cluster: EmbeddedCluster, total: int, changes: Iterator[Change]) -> Asked:
@@ -254,3 +272,26 @@ async def test_servers_are_asked_where_there_are_any_and_pd_where_that_is_wanted
         assert (await pinned.get_ts()).physical
         with pytest.raises(DeadlineExceeded):
             await client.get_ts(timeout=0.3)
+
+
+async def test_routers_and_resource_managers_do_the_work_of_pd_until_they_die() -> None:
+    asked = Calls()
+    async with (
+        EmbeddedCluster(stores=1, router_servers=2, resource_managers=2) as cluster,
+        PdClient(cluster.url, config=PdConfig(use_routers=True), observer=asked) as client,
+    ):
+        assert await client.get_region(b"k") is not None
+        assert await client.get_stores()
+        assert await client.resource_groups.get_all()
+        apart = {address for rpc, address in asked.answered if rpc in SERVICES}
+        for server in range(2):
+            await cluster.routers.stop(server)
+            await cluster.resource_managers.stop(server)
+        asked.answered.clear()
+
+        assert await client.get_region(b"k") is not None
+        assert await client.get_stores()
+        assert await client.resource_groups.get_all()
+
+        assert apart <= {*cluster.routers.addresses, *cluster.resource_managers.addresses}
+        assert {address for rpc, address in asked.answered if rpc in SERVICES} == set(cluster.pd_addresses)
