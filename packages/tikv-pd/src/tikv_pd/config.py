@@ -240,5 +240,7 @@ class PdConfig:
     )
     """Where to dial members that advertise an address that cannot be reached from here; None dials as advertised.
 
+    The clients that speak to stores as well dial those in the same way.
+
     Over TLS a certificate must name the host dialed, or `SecurityConfig.server_name`.
     """

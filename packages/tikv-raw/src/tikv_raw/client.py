@@ -9,7 +9,7 @@ from typing import Any, Self, TypeAlias
 
 import attrs
 from tikv_pd import Address, ClosedError, ConfigError, PdClient, SecurityConfig, parse_address
-from tikv_pd.lowlevel import Resp, Transport
+from tikv_pd.lowlevel import Resp, Transport, map_hosts
 from tikv_proto import kvrpcpb
 from tikv_region import KeyCodec, KeyRange, KeyspaceCodec, PlainCodec, RegionCache, prefix_range
 from tikv_rpc import (
@@ -539,6 +539,7 @@ class RawClient:
     async def _open(self, stack: AsyncExitStack) -> _Opened:
         transport = self._transport if self._transport is not None else _grpc(self._security, self._config.rpc)
         config = self._config
+        transport = map_hosts(transport, config.pd.host_mapping)
         keyspace = (self._keyspace or "DEFAULT") if self._is_v2 else None
         pd = PdClient(
             self._endpoints, keyspace=keyspace, config=config.pd, security=self._security, transport=transport
