@@ -101,6 +101,7 @@ class GrpcConnection:
         self._outdated: list[grpc.aio.Channel] = []
         self._unary: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
         self._cut_at = -math.inf
+        self._waited_in_vain = False
 
     @property
     def address(self) -> str:
@@ -152,6 +153,7 @@ class GrpcConnection:
         try:
             await self._channel.wait_for_state_change(state)
         except asyncio.CancelledError:
+            self._waited_in_vain = True
             await anyio.lowlevel.checkpoint_if_cancelled()
             raise
 
@@ -201,6 +203,9 @@ class GrpcConnection:
             # One that nobody uses just now would hold its socket.
             stream.cancel()
         await self._channel.close()
+        if self._waited_in_vain:
+            # What watched the channel's state ends with the channel.
+            self._cut_at = time.monotonic()
         with anyio.CancelScope(shield=True):
             await self._own_ends()
             await anyio.sleep(max(self._cut_at + _CALL_ENDS_WITHIN - time.monotonic(), 0))
