@@ -27,11 +27,16 @@ from tikv_rpc.options import (
 from tikv_rpc.plan import (
     AtEdge as AtEdge,
     AtKey as AtKey,
+    Collect as Collect,
+    Collected as Collected,
     Edge as Edge,
     FanOut as FanOut,
+    LockResolver as LockResolver,
     Merge as Merge,
     Plan as Plan,
+    ResolveLocks as ResolveLocks,
     Settle as Settle,
+    Splittable as Splittable,
 )
 from tikv_rpc.request import Effect as Effect, Request as Request
 from tikv_rpc.resource_control.cost import RuModel as RuModel
@@ -50,4 +55,4 @@ from tikv_rpc.resource_control.ru_v2 import RuV2Weights as RuV2Weights
 from tikv_rpc.resource_control.settings import ResourceControlConfig as ResourceControlConfig
 from tikv_rpc.resource_control.source import PdTokens as PdTokens, TokenSource as TokenSource
 from tikv_rpc.route import Route as Route, Routes as Routes
-from tikv_rpc.work import KeyWork as KeyWork, RangeWork as RangeWork
+from tikv_rpc.work import GroupedWork as GroupedWork, KeyWork as KeyWork, RangeWork as RangeWork

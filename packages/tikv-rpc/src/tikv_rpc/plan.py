@@ -6,6 +6,8 @@ here holds an inner one and knows one thing more:
     AtKey         find the Region of a key, and find it anew when it moved        (single-key requests)
     AtEdge        the same for the first or last Region of a range                (pages of a scan)
     FanOut        split work over many Regions, some at a time, and split again what moved
+    Collect       the same, with an outcome for each piece
+    ResolveLocks  have the layer above look at what was answered, and send again what it says
     Merge         make one result of many
     Settle        tell a write that failed from one whose outcome is unknown
 
@@ -15,7 +17,7 @@ Plans are frozen and shared by all calls; what belongs to one call is in its `Ca
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import anyio
@@ -43,6 +45,36 @@ class Plan(Protocol[Work_contra, Result_co]):
     async def execute(self, work: Work_contra, call: Call) -> Result_co:
         """Do it."""
         ...
+
+
+class LockResolver(Protocol):
+    """What the layer above does about locks that stand in a request's way."""
+
+    async def resolve(
+        self, entry: RegionEntry, request: Request[Resp], response: Resp, call: Call
+    ) -> Request[Resp] | None:
+        """Return None if a response is final, or the request to send next, after waiting as long as is right.
+
+        It waits by `call.backoffer`, which ends the operation in time.
+        """
+        ...
+
+
+@attrs.frozen
+class ResolveLocks:
+    """Send a request until the layer above is content with the answer."""
+
+    inner: RegionPlan
+    resolver: LockResolver
+
+    async def execute(self, entry: RegionEntry, request: Request[Resp], call: Call) -> Resp:
+        """Send it."""
+        while True:
+            response = await self.inner.execute(entry, request, call)
+            again = await self.resolver.resolve(entry, request, response, call)
+            if again is None:
+                return response
+            request = again
 
 
 @attrs.frozen
@@ -107,8 +139,12 @@ class Splittable(Protocol[Part, Resp]):
         """All of it."""
         ...
 
-    async def split(self, part: Part, cache: RegionCache, call: Call) -> list[tuple[RegionEntry, Part]]:
-        """Return the pieces of `part`, each within one Region."""
+    async def begin(self, cache: RegionCache, call: Call) -> Sequence[tuple[RegionEntry, Part]]:
+        """Return the pieces of the whole, each within one Region."""
+        ...
+
+    async def split(self, part: Part, cache: RegionCache, call: Call) -> Sequence[tuple[RegionEntry, Part]]:
+        """Return the pieces of `part`, which moved, each within one Region."""
         ...
 
     def request(self, part: Part) -> Request[Resp]:
@@ -129,21 +165,69 @@ class FanOut(Generic[Part, Resp]):
 
     async def execute(self, work: Splittable[Part, Resp], call: Call) -> list[tuple[Part, Resp]]:
         """Return the (piece, response) pairs, in no given order; the pieces make up the whole exactly once."""
-        pieces = deque(await work.split(work.whole, self.cache, call))
-        answers: list[tuple[Part, Resp]] = []
-        while len(pieces) == 1 or (pieces and self.concurrency == 1):
-            await self._take(pieces, answers, work, call)
-        if pieces:
-            await self._branch_out(pieces, answers, work, call)
-        return answers
+        run = _Run(self.inner, self.cache, self.concurrency, work)
+        await run.go(call)
+        return run.answers
 
-    async def _branch_out(
+
+@attrs.frozen
+class Collected(Generic[Part, Resp]):
+    """What became of each piece of a work; together they make up the whole exactly once."""
+
+    answers: list[tuple[Part, Resp]]
+    """(piece, response) pairs, in no given order."""
+    failures: list[tuple[Part, TikvError]]
+    """(piece, error) pairs; UndeterminedError for a write that may have been applied."""
+
+
+@attrs.frozen
+class Collect(Generic[Part, Resp]):
+    """Like `FanOut`, but each piece succeeds or fails by itself: no failure stops the others or is raised."""
+
+    inner: RegionPlan
+    cache: RegionCache
+    concurrency: int
+
+    async def execute(self, work: Splittable[Part, Resp], call: Call) -> Collected[Part, Resp]:
+        """Return what became of each piece."""
+        failures: list[tuple[Part, TikvError]] = []
+        run = _Run(self.inner, self.cache, self.concurrency, work, failures)
+        try:
+            await run.go(call)
+        except TikvError as error:
+            # Nothing was sent: the work could not even be split.
+            failures.append((work.whole, error))
+        return Collected(run.answers, failures)
+
+
+class _Run(Generic[Part, Resp]):
+    """One execution of a `FanOut`, or of a `Collect` when there is a list for failures."""
+
+    def __init__(
         self,
-        pieces: deque[tuple[RegionEntry, Part]],
-        answers: list[tuple[Part, Resp]],
+        inner: RegionPlan,
+        cache: RegionCache,
+        concurrency: int,
         work: Splittable[Part, Resp],
-        call: Call,
+        failures: list[tuple[Part, TikvError]] | None = None,
     ) -> None:
+        self.answers: list[tuple[Part, Resp]] = []
+        self._inner = inner
+        self._cache = cache
+        self._concurrency = concurrency
+        self._work = work
+        self._failures = failures
+        self._pieces: deque[tuple[RegionEntry, Part]] = deque()
+
+    async def go(self, call: Call) -> None:
+        """Work everything off."""
+        self._pieces.extend(await self._work.begin(self._cache, call))
+        while len(self._pieces) == 1 or (self._pieces and self._concurrency == 1):
+            await self._take(call)
+        if self._pieces:
+            await self._branch_out(call)
+
+    async def _branch_out(self, call: Call) -> None:
         """Work the pieces off in as many tasks as there are pieces, up to the limit."""
         branches: list[Call] = []
         failures: list[Exception] = []
@@ -151,7 +235,7 @@ class FanOut(Generic[Part, Resp]):
 
         def recruit() -> None:
             nonlocal running
-            for _ in range(min(self.concurrency - running, len(pieces))):
+            for _ in range(min(self._concurrency - running, len(self._pieces))):
                 running += 1
                 branches.append(call.fork())
                 tasks.start_soon(work_off, branches[-1])
@@ -159,8 +243,8 @@ class FanOut(Generic[Part, Resp]):
         async def work_off(branch: Call) -> None:
             nonlocal running
             try:
-                while pieces and not failures:
-                    await self._take(pieces, answers, work, branch)
+                while self._pieces and not failures:
+                    await self._take(branch)
                     # A piece may have become many, and some tasks may have ended for want of work.
                     recruit()
             except Exception as error:
@@ -177,25 +261,30 @@ class FanOut(Generic[Part, Resp]):
         if failures:
             raise failures[0]
 
-    async def _take(
-        self,
-        pieces: deque[tuple[RegionEntry, Part]],
-        answers: list[tuple[Part, Resp]],
-        work: Splittable[Part, Resp],
-        call: Call,
-    ) -> None:
+    async def _take(self, call: Call) -> None:
         """Work one piece off, or put others in its place."""
-        entry, part = pieces.popleft()
+        entry, part = self._pieces.popleft()
+        if self._failures is None:
+            await self._work_off(entry, part, call)
+            return
+        # Whether a write may have been applied is a matter of each piece.
+        branch = call.fork()
+        try:
+            await self._work_off(entry, part, branch)
+        except TikvError as error:
+            self._failures.append((part, settled(error, branch)))
+
+    async def _work_off(self, entry: RegionEntry, part: Part, call: Call) -> None:
         if not entry.is_valid():
             # What moved this Region has often moved those of the pieces behind, too: learn it once, not from each.
-            pieces.extend(await work.split(part, self.cache, call))
+            self._pieces.extend(await self._work.split(part, self._cache, call))
             return
-        request = work.request(part)
+        request = self._work.request(part)
         try:
-            answers.append((part, await self.inner.execute(entry, request, call)))
+            self.answers.append((part, await self._inner.execute(entry, request, call)))
             call.wrote = call.wrote or request.effect is not Effect.READ
         except RelocateError:
-            pieces.extend(await work.split(part, self.cache, call))
+            self._pieces.extend(await self._work.split(part, self._cache, call))
 
 
 @attrs.frozen
@@ -220,10 +309,18 @@ class Settle(Generic[Work, Result]):
         """Do the work."""
         try:
             return await self.inner.execute(work, call)
-        except (UndeterminedError, EntryTooLarge):
-            # What is too large was too large in every attempt.
-            raise
         except TikvError as error:
-            if call.lost is None and not call.wrote:
+            cause = settled(error, call)
+            if cause is error:
                 raise
-            raise UndeterminedError(call.operation) from error
+            raise cause from error
+
+
+def settled(error: TikvError, call: Call) -> TikvError:
+    """Return what a failed operation raises: UndeterminedError if it may have been applied, in all or in part."""
+    # What is too large was too large in every attempt.
+    if isinstance(error, (UndeterminedError, EntryTooLarge)) or (call.lost is None and not call.wrote):
+        return error
+    undetermined = UndeterminedError(call.operation)
+    undetermined.__cause__ = error
+    return undetermined

@@ -10,6 +10,7 @@ from tikv_pd.lowlevel import Resp
 from tikv_region import KeyRange, RegionCache, RegionEntry
 
 from tikv_rpc.call import Call
+from tikv_rpc.plan import Part, Splittable
 from tikv_rpc.request import Request
 
 
@@ -32,6 +33,10 @@ class KeyWork(Generic[Resp]):
     def whole(self) -> Sequence[int]:
         """Every position."""
         return range(len(self.keys))
+
+    async def begin(self, cache: RegionCache, call: Call) -> list[tuple[RegionEntry, Sequence[int]]]:
+        """Group all keys by Region."""
+        return await self.split(self.whole, cache, call)
 
     async def split(
         self, part: Sequence[int], cache: RegionCache, call: Call
@@ -69,6 +74,10 @@ class RangeWork(Generic[Resp]):
     build: Callable[[KeyRange], Request[Resp]]
     """Returns the request for a part that lies in one Region."""
 
+    async def begin(self, cache: RegionCache, call: Call) -> list[tuple[RegionEntry, KeyRange]]:
+        """Cut the range at the borders of Regions."""
+        return await self.split(self.whole, cache, call)
+
     async def split(self, part: KeyRange, cache: RegionCache, call: Call) -> list[tuple[RegionEntry, KeyRange]]:
         """Cut a range at the borders of Regions."""
         entries = await cache.locate_range(part, call.backoffer)
@@ -77,3 +86,30 @@ class RangeWork(Generic[Resp]):
     def request(self, part: KeyRange) -> Request[Resp]:
         """Return the request for one piece."""
         return self.build(part)
+
+
+@attrs.frozen(eq=False)
+class GroupedWork(Generic[Part, Resp]):
+    """Work whose pieces somebody made already; those that moved since are split again as the work itself is."""
+
+    work: Splittable[Part, Resp]
+    """How it is split, and what is sent."""
+    pieces: Sequence[tuple[RegionEntry, Part]]
+    """The pieces, each within one Region when they were made; together the whole, each part once."""
+
+    @property
+    def whole(self) -> Part:
+        """All of it."""
+        return self.work.whole
+
+    async def begin(self, _cache: RegionCache, _call: Call) -> Sequence[tuple[RegionEntry, Part]]:
+        """Return the pieces."""
+        return self.pieces
+
+    async def split(self, part: Part, cache: RegionCache, call: Call) -> Sequence[tuple[RegionEntry, Part]]:
+        """Split a piece that moved."""
+        return await self.work.split(part, cache, call)
+
+    def request(self, part: Part) -> Request[Resp]:
+        """Return the request for one piece."""
+        return self.work.request(part)

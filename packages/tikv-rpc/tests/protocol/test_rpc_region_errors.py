@@ -23,7 +23,7 @@ def peer_on(cluster: FakeCluster, store_id: int, key: bytes = b"a") -> metapb.Pe
 
 # A field of errorpb.Error, the least and most seconds until the next attempt, and whether PD is asked in between.
 GOES_ON = [
-    (errorpb.Error(not_leader=errorpb.NotLeader()), 0.001, 0.003, False),
+    (errorpb.Error(not_leader=errorpb.NotLeader()), 0, 0, False),
     (errorpb.Error(disk_full=errorpb.DiskFull()), 0.4, 0.6, False),
     (errorpb.Error(RecoveryInProgress=errorpb.RecoveryInProgress()), 0.04, 0.11, True),
     (errorpb.Error(is_witness=errorpb.IsWitness()), 0.4, 1.1, True),
