@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import attrs
 import pytest
-from tikv_pd import ClosedError, DeadlineExceeded, PdClient, PdConfig, TikvError, Timestamp
+from tikv_pd import (
+    ClosedError,
+    DeadlineExceeded,
+    Keyspace as KeyspaceOf,
+    PdClient,
+    PdConfig,
+    PdUnavailable,
+    TikvError,
+    Timestamp,
+)
 from tikv_pd.testing import FakePd, virtual_time
 from tikv_proto.services import PD, Keyspace
 
@@ -113,6 +123,23 @@ async def still_works(client: PdClient, pd: FakePd) -> None:
         assert await client.get_ts() is not None
 
 
+def no_leader(pd: FakePd) -> None:
+    pd.leader = None
+
+
+OPENINGS = {
+    "the members": hang(PD.GetMembers),
+    "an election": no_leader,
+    "a keyspace": hang(Keyspace.LoadKeyspace),
+    "the services": hang(PD.GetClusterInfo),
+}
+
+
+@pytest.fixture(params=list(OPENINGS.values()), ids=list(OPENINGS))
+def opening(request: pytest.FixtureRequest) -> Callable[[FakePd], None]:
+    return request.param  # type: ignore[no-any-return]  # one of the above
+
+
 class TestByScope:
     @pytest.fixture(params=["asyncio", "trio"])
     def anyio_backend(self, request: pytest.FixtureRequest) -> str | tuple[str, dict[str, Any]]:
@@ -129,6 +156,18 @@ class TestByScope:
             assert scope.cancelled_caught
             await still_works(client, pd)
 
+        assert pd.transport.open_connections() == []
+
+    async def test_an_opening_cancelled_there_leaves_nothing(
+        self, pd: FakePd, opening: Callable[[FakePd], None]
+    ) -> None:
+        pd.keyspaces["orders"] = KeyspaceOf(3, "orders", "ENABLED")
+        opening(pd)
+
+        with anyio.move_on_after(0.05) as scope:
+            await PdClient(pd.members, keyspace="orders", transport=pd.transport).__aenter__()
+
+        assert scope.cancelled_caught
         assert pd.transport.open_connections() == []
 
 
@@ -151,6 +190,31 @@ class TestByTheEventLoop:
             await still_works(client, pd)
 
         assert pd.transport.open_connections() == []
+
+
+async def test_an_opening_whose_pd_stops_there_fails_as_ours_and_leaves_nothing(
+    pd: FakePd, opening: Callable[[FakePd], None]
+) -> None:
+    pd.keyspaces["orders"] = KeyspaceOf(3, "orders", "ENABLED")
+    opening(pd)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(pd_stops, pd)
+        # Who grants timestamps is not needed to open.
+        with contextlib.suppress(PdUnavailable, DeadlineExceeded):
+            async with PdClient(pd.members, keyspace="orders", transport=pd.transport):
+                pass
+
+    assert anyio.current_time() <= 10
+    assert pd.transport.open_connections() == []
+
+
+async def test_nobody_waits_for_a_timestamp_of_a_closed_client(pd: FakePd) -> None:
+    async with PdClient("pd1:2379", transport=pd.transport) as client:
+        tso = client._open_session().tso
+
+    with pytest.raises(ClosedError):
+        await tso.ask(None, "get_ts", 5)
 
 
 async def test_an_operation_that_hangs_there_ends_in_time_and_the_next_one_works(pd: FakePd, place: Place) -> None:
