@@ -147,10 +147,17 @@ class Calls:
         self._let_rest(address)
         return True
 
-    def _follower(self) -> str | None:
-        """Return a member other than the leader, each in turn, less those that failed of late."""
+    def has_followers(self) -> bool:
+        """Tell whether there are members other than the leader that did not fail of late."""
+        return bool(self._followers())
+
+    def _followers(self) -> list[str]:
         known = self.members.known
-        followers = [each for each in known.members if each != known.leader and not self._rests(each)]
+        return [each for each in known.members if each != known.leader and not self._rests(each)]
+
+    def _follower(self) -> str | None:
+        """Return one of the followers, each in turn."""
+        followers = self._followers()
         if not followers:
             return None
         self._turn += 1

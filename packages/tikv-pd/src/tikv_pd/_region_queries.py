@@ -166,7 +166,8 @@ class RegionQueries:
     async def get(self, operation: str, query: Query, timeout: float | None, *, allow_follower: bool) -> Region | None:
         """Return the Region, None when PD knows none."""
         deadline = self._calls.deadline(operation, timeout)
-        if self._has_stream and not allow_follower and not self._calls.is_forwarding():
+        is_for_follower = allow_follower and self._calls.has_followers()
+        if self._has_stream and not is_for_follower and not self._calls.is_forwarding():
             try:
                 return await self._stream.ask(query, operation, deadline.timeout)
             except RpcError:

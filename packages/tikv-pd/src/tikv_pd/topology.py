@@ -5,6 +5,8 @@ from __future__ import annotations
 import attrs
 from tikv_proto import keyspacepb, metapb, pdpb
 
+from tikv_pd.errors import ConfigError
+
 
 @attrs.frozen
 class RegionEpoch:
@@ -192,7 +194,14 @@ class Keyspace:
 
     @classmethod
     def from_pb(cls, keyspace: keyspacepb.KeyspaceMeta) -> Keyspace:
-        """Make the value from the message."""
+        """Make the value from the message.
+
+        Raises:
+            ConfigError: it is a keyspace of API V3. Such a one has an identity in place of an id; taken for id 0, it
+                would lead to the data of the default keyspace.
+        """
+        if keyspace.WhichOneof("keyspace") == "keyspace_identity":
+            raise ConfigError(f"keyspace {keyspace.name!r} is one of API V3, which this client does not speak")
         state = keyspacepb.KeyspaceState.Name(keyspace.state)
         return cls(keyspace.id, keyspace.name, state, tuple(sorted(keyspace.config.items())))
 

@@ -15,7 +15,7 @@ from tikv_pd import (
     Region,
     RegionsIncomplete,
 )
-from tikv_pd.testing import FakePd, ServerStream
+from tikv_pd.testing import FakePd, MemoryTransport, ServerStream
 from tikv_proto import pdpb
 from tikv_proto.services import PD
 
@@ -181,6 +181,15 @@ async def test_followers_are_asked_in_turn_when_they_may_answer(client: PdClient
         assert await client.get_region(b"k", allow_follower=True) is not None
 
     assert [pd.calls(PD.GetRegion, at=address) for address in pd.members] == [0, 2, 2]
+
+
+async def test_without_a_follower_the_stream_is_used(network: MemoryTransport, pd: FakePd) -> None:
+    alone = FakePd(network, members=("alone:2379",))
+    alone.regions, alone.stores = pd.regions, pd.stores
+    async with PdClient("alone:2379", transport=network) as client:
+        assert await client.get_region(b"k", allow_follower=True) is not None
+
+    assert (alone.calls(PD.GetRegion), alone.calls(PD.QueryRegion)) == (0, 1)
 
 
 async def test_followers_answer_scans_too(client: PdClient, pd: FakePd) -> None:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from tikv_pd import Keyspace, Peer, Region, RegionEpoch, Store
-from tikv_proto import keyspacepb, metapb, pdpb
+from tikv_pd import ConfigError, Keyspace, Peer, Region, RegionEpoch, Store
+from tikv_proto import apipb, keyspacepb, metapb, pdpb
 
 LEADER = Peer(11, 1)
 REGION = Region(1, b"a", b"m", RegionEpoch(3, 5), (LEADER, Peer(12, 2, is_learner=True), Peer(13, 3, is_witness=True)))
@@ -52,3 +52,10 @@ def test_a_keyspace_has_its_state_by_name() -> None:
     meta = keyspacepb.KeyspaceMeta(id=4, name="orders", state=keyspacepb.KeyspaceState.ARCHIVED)
 
     assert Keyspace.from_pb(meta) == Keyspace(4, "orders", "ARCHIVED")
+
+
+def test_a_keyspace_of_api_v3_is_not_taken_for_the_default_one() -> None:
+    identity = apipb.KeyspaceIdentity(namespace_id=1, keyspace_id=7)
+
+    with pytest.raises(ConfigError, match="API V3"):
+        Keyspace.from_pb(keyspacepb.KeyspaceMeta(keyspace_identity=identity, name="shop"))
