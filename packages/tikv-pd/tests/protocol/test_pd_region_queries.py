@@ -212,7 +212,7 @@ async def test_the_leader_is_asked_once_when_a_follower_has_not_loaded_the_regio
     assert anyio.current_time() == started
     assert [pd.calls(PD.GetRegion, at=address) for address in pd.members] == [2, 1, 1]
     # Once no follower is left to try, queries take the stream.
-    assert pd.calls(PD.QueryRegion) == 3
+    assert pd.calls(PD.QueryRegion) == 1
 
 
 async def test_a_follower_that_failed_is_asked_again_after_a_rest(client: PdClient, pd: FakePd) -> None:
