@@ -7,6 +7,51 @@ operation, `PdConfig` and `SecurityConfig` configure. The kinds of waits are in 
 in `tikv_pd.lowlevel`, fakes for tests are in `tikv_pd.testing`.
 """
 
+from tikv_pd._services.gc import (
+    Gc as Gc,
+    GcBarrier as GcBarrier,
+    GcState as GcState,
+    SafePointAdvance as SafePointAdvance,
+)
+from tikv_pd._services.http import (
+    HttpAnswer as HttpAnswer,
+    HttpTransport as HttpTransport,
+    PdHttp as PdHttp,
+)
+from tikv_pd._services.http_values import (
+    MemberHealth as MemberHealth,
+    MinResolvedTs as MinResolvedTs,
+    RegionStats as RegionStats,
+    StoreStats as StoreStats,
+)
+from tikv_pd._services.keyspaces import (
+    Keyspaces as Keyspaces,
+)
+from tikv_pd._services.meta_storage import (
+    GlobalConfig as GlobalConfig,
+    GlobalConfigChange as GlobalConfigChange,
+    GlobalConfigs as GlobalConfigs,
+    MetaEntries as MetaEntries,
+    MetaEvent as MetaEvent,
+    MetaStorage as MetaStorage,
+)
+from tikv_pd._services.resource_control import (
+    ResourceGroupChange as ResourceGroupChange,
+    ResourceGroups as ResourceGroups,
+    ResourceGroupSettings as ResourceGroupSettings,
+)
+from tikv_pd._services.resource_groups import (
+    Consumption as Consumption,
+    ResourceGroup as ResourceGroup,
+    Runaway as Runaway,
+)
+from tikv_pd._services.tokens import (
+    TokenGrant as TokenGrant,
+    TokenRequest as TokenRequest,
+)
+from tikv_pd._streams.watch import (
+    Watch as Watch,
+)
 from tikv_pd.backoff import (
     Backoffer as Backoffer,
     BackoffKind as BackoffKind,
@@ -59,54 +104,12 @@ from tikv_pd.errors import (
     UndeterminedError as UndeterminedError,
     UnknownRegion as UnknownRegion,
 )
-from tikv_pd.gc import (
-    Gc as Gc,
-    GcBarrier as GcBarrier,
-    GcState as GcState,
-    SafePointAdvance as SafePointAdvance,
-)
-from tikv_pd.http import (
-    HttpAnswer as HttpAnswer,
-    HttpTransport as HttpTransport,
-    PdHttp as PdHttp,
-)
-from tikv_pd.http_values import (
-    MemberHealth as MemberHealth,
-    MinResolvedTs as MinResolvedTs,
-    RegionStats as RegionStats,
-    StoreStats as StoreStats,
-)
-from tikv_pd.keyspaces import (
-    Keyspaces as Keyspaces,
-)
-from tikv_pd.meta_storage import (
-    GlobalConfig as GlobalConfig,
-    GlobalConfigChange as GlobalConfigChange,
-    GlobalConfigs as GlobalConfigs,
-    MetaEntries as MetaEntries,
-    MetaEvent as MetaEvent,
-    MetaStorage as MetaStorage,
-)
 from tikv_pd.observer import (
     PdObserver as PdObserver,
-)
-from tikv_pd.resource_control import (
-    ResourceGroupChange as ResourceGroupChange,
-    ResourceGroups as ResourceGroups,
-    ResourceGroupSettings as ResourceGroupSettings,
-)
-from tikv_pd.resource_groups import (
-    Consumption as Consumption,
-    ResourceGroup as ResourceGroup,
-    Runaway as Runaway,
 )
 from tikv_pd.timestamp import (
     LATEST as LATEST,
     Timestamp as Timestamp,
-)
-from tikv_pd.tokens import (
-    TokenGrant as TokenGrant,
-    TokenRequest as TokenRequest,
 )
 from tikv_pd.topology import (
     Buckets as Buckets,
@@ -117,7 +120,4 @@ from tikv_pd.topology import (
     Region as Region,
     RegionEpoch as RegionEpoch,
     Store as Store,
-)
-from tikv_pd.watch import (
-    Watch as Watch,
 )

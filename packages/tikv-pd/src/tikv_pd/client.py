@@ -13,27 +13,27 @@ from google.protobuf.message import Message
 from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
-from tikv_pd._calls import Calls
-from tikv_pd._connections import Connections
-from tikv_pd._members import Members
-from tikv_pd._oracle import Oracle
-from tikv_pd._region_queries import ById, ByKey, ByPrevKey, Query, RegionQueries, key_ranges
-from tikv_pd._service_route import RESOURCE_MANAGERS, ROUTERS, ServiceRoute
-from tikv_pd._tso_source import NO_KEYSPACE, TsoSource
+from tikv_pd._routing.calls import Calls
+from tikv_pd._routing.connections import Connections
+from tikv_pd._routing.members import Members
+from tikv_pd._routing.service_route import RESOURCE_MANAGERS, ROUTERS, ServiceRoute
+from tikv_pd._routing.tso_source import NO_KEYSPACE, TsoSource
+from tikv_pd._services.gc import Gc
+from tikv_pd._services.http import HttpTransport, PdHttp
+from tikv_pd._services.keyspaces import Keyspaces, enabled
+from tikv_pd._services.meta_storage import GlobalConfigs, MetaStorage
+from tikv_pd._services.resource_control import ResourceGroups
+from tikv_pd._streams.oracle import Oracle
+from tikv_pd._streams.region_queries import ById, ByKey, ByPrevKey, Query, RegionQueries, key_ranges
+from tikv_pd._streams.tso import Tso
 from tikv_pd.breaker import CircuitBreaker
 from tikv_pd.config import Address, KeyspaceRef, PdConfig, SecurityConfig, parse_address, parse_keyspace
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import ClosedError, ConfigError, PdError, UnknownRegion
-from tikv_pd.gc import Gc
-from tikv_pd.http import HttpTransport, PdHttp
-from tikv_pd.keyspaces import Keyspaces, enabled
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
-from tikv_pd.meta_storage import GlobalConfigs, MetaStorage
 from tikv_pd.observer import ObservedTransport, PdObserver
-from tikv_pd.resource_control import ResourceGroups
 from tikv_pd.timestamp import Timestamp
 from tikv_pd.topology import Keyspace, Member, Operator, Region, Store
-from tikv_pd.tso import Tso
 
 Resp = TypeVar("Resp", bound=Message)
 

@@ -9,10 +9,10 @@ import anyio
 import attrs
 import httpx2
 
+from tikv_pd._services.http import HttpAnswer
 from tikv_pd._tls import Material, MaterialOnDisk
 from tikv_pd.config import SecurityConfig
 from tikv_pd.errors import ConfigError, RpcError
-from tikv_pd.http import HttpAnswer
 
 
 @attrs.define(eq=False)

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol
 
 from tikv_proto.services import Rpc
 
-from tikv_pd._members import header_error
+from tikv_pd._routing.members import header_error
 from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import Connection, Metadata, Req, Resp, Stream, Transport, Waiter
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tikv_pd.fake_gc import FakeGc as FakeGc
-from tikv_pd.fake_http import FakeHttp as FakeHttp
-from tikv_pd.fake_meta import FakeMeta as FakeMeta
-from tikv_pd.fake_pd import FakePd as FakePd
-from tikv_pd.fake_resources import FakeResources as FakeResources
-from tikv_pd.fake_tso import FakeTso as FakeTso
-from tikv_pd.memory_transport import (
+from tikv_pd._fakes.fake_gc import FakeGc as FakeGc
+from tikv_pd._fakes.fake_http import FakeHttp as FakeHttp
+from tikv_pd._fakes.fake_meta import FakeMeta as FakeMeta
+from tikv_pd._fakes.fake_pd import FakePd as FakePd
+from tikv_pd._fakes.fake_resources import FakeResources as FakeResources
+from tikv_pd._fakes.fake_tso import FakeTso as FakeTso
+from tikv_pd._fakes.memory_transport import (
     EventWaiter as EventWaiter,
     Handlers as Handlers,
     MemoryConnection as MemoryConnection,

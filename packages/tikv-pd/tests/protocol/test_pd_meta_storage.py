@@ -10,7 +10,7 @@ from tikv_pd import (
     PdClient,
     PdError,
 )
-from tikv_pd.meta_storage import prefix_end
+from tikv_pd._services.meta_storage import prefix_end
 from tikv_pd.testing import FakePd
 from tikv_proto import meta_storagepb
 from tikv_proto.services import PD, MetaStorage

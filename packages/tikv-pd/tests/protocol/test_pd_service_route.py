@@ -7,7 +7,7 @@ import json
 import anyio
 import pytest
 from tikv_pd import PdClient, PdConfig, ResourceGroup, TokenRequest
-from tikv_pd._service_route import RESOURCE_MANAGERS, REST, ROUTERS, Choice
+from tikv_pd._routing.service_route import RESOURCE_MANAGERS, REST, ROUTERS, Choice
 from tikv_pd.testing import FakePd
 from tikv_proto import meta_storagepb, pdpb, resource_manager as rmpb
 from tikv_proto.services import PD, MetaStorage, ResourceManager, Router

@@ -8,8 +8,8 @@ import anyio
 import pytest
 from hypothesis import given, strategies as st
 from tikv_pd import DeadlineExceeded, PdClient, PdConfig, PdError, RpcError, Timestamp, TimestampFallback
+from tikv_pd._streams.tso import IN_FLIGHT, first_of
 from tikv_pd.testing import FakePd, ServerStream, virtual_time
-from tikv_pd.tso import IN_FLIGHT, first_of
 from tikv_proto import pdpb
 from tikv_proto.services import PD
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 from tikv_pd import DeadlineExceeded, Keyspace, PdClient, PdConfig, RpcError, Timestamp
-from tikv_pd._tso_source import NO_KEYSPACE
-from tikv_pd.memory_transport import MemoryConnection
+from tikv_pd._fakes.memory_transport import MemoryConnection
+from tikv_pd._routing.tso_source import NO_KEYSPACE
 from tikv_pd.testing import FakePd, FakeTso, MemoryTransport
 from tikv_proto.services import PD, TSO
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from tikv_pd import PdError, RpcError, TimestampFallback
-from tikv_pd._pursuit import end_of_attempts
+from tikv_pd._routing.pursuit import end_of_attempts
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tikv_pd import (
     TimestampFallback,
     UndeterminedError,
 )
-from tikv_pd._members import header_error
+from tikv_pd._routing.members import header_error
 from tikv_proto import pdpb
 
 ERRORS = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 from tikv_pd import PdError, RpcError
-from tikv_pd._tso_discovery import Group, GroupSearch, Provider
+from tikv_pd._routing.tso_discovery import Group, GroupSearch, Provider
 from tikv_proto import pdpb, tsopb
 
 SERVERS = ("tso1:3379", "tso2:3379", "tso3:3379")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tikv_pd._oracle import RefreshInterval
+from tikv_pd._streams.oracle import RefreshInterval
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 from tikv_pd import ClusterMismatch, PdUnavailable, RpcError
-from tikv_pd._members import Membership, Search, client_address, header_error
+from tikv_pd._routing.members import Membership, Search, client_address, header_error
 from tikv_proto import pdpb
 
 MEMBERS = ("pd1:2379", "pd2:2379", "pd3:2379")

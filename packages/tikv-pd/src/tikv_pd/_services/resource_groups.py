@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 from tikv_proto import resource_manager as rmpb
 
-from tikv_pd.gc import NULL_KEYSPACE
+from tikv_pd._services.gc import NULL_KEYSPACE
 
 
 @attrs.frozen

@@ -20,8 +20,8 @@ import attrs
 from google.protobuf.message import Message
 from tikv_proto.services import Rpc
 
-from tikv_pd._members import header_error
-from tikv_pd._pursuit import Pursuit, Route
+from tikv_pd._routing.members import header_error
+from tikv_pd._routing.pursuit import Pursuit, Route
 from tikv_pd.backoff import PD_TSO, Backoffer
 from tikv_pd.config import PdConfig
 from tikv_pd.deadline import Deadline

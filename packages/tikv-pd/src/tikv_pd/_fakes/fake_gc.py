@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from tikv_proto import pdpb
 from tikv_proto.services import PD, Rpc
 
-from tikv_pd.gc import NULL_KEYSPACE, GcBarrier
+from tikv_pd._services.gc import NULL_KEYSPACE, GcBarrier
 
 
 class FakeGc:

@@ -11,14 +11,14 @@ import attrs
 from google.protobuf.message import DecodeError
 from tikv_proto import meta_storagepb, resource_manager as rmpb, services
 
-from tikv_pd._calls import Calls
-from tikv_pd._token_stream import TokenStream
+from tikv_pd._routing.calls import Calls
+from tikv_pd._services.gc import NULL_KEYSPACE
+from tikv_pd._services.meta_storage import MetaEvent, prefix_end, watch_prefix
+from tikv_pd._services.resource_groups import ResourceGroup, keyspace_pb
+from tikv_pd._services.tokens import TokenGrant, TokenRequest
+from tikv_pd._streams.token_stream import TokenStream
+from tikv_pd._streams.watch import Watch
 from tikv_pd.errors import ConfigError, PdError
-from tikv_pd.gc import NULL_KEYSPACE
-from tikv_pd.meta_storage import MetaEvent, prefix_end, watch_prefix
-from tikv_pd.resource_groups import ResourceGroup, keyspace_pb
-from tikv_pd.tokens import TokenGrant, TokenRequest
-from tikv_pd.watch import Watch
 
 
 @attrs.frozen

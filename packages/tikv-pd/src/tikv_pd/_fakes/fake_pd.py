@@ -12,10 +12,10 @@ from google.protobuf.message import Message
 from tikv_proto import keyspacepb, meta_storagepb, pdpb, resource_manager
 from tikv_proto.services import PD, Keyspace as KeyspaceService, MetaStorage, ResourceManager, Rpc
 
-from tikv_pd.fake_gc import FakeGc
-from tikv_pd.fake_meta import FakeMeta
-from tikv_pd.fake_resources import FakeResources
-from tikv_pd.memory_transport import (
+from tikv_pd._fakes.fake_gc import FakeGc
+from tikv_pd._fakes.fake_meta import FakeMeta
+from tikv_pd._fakes.fake_resources import FakeResources
+from tikv_pd._fakes.memory_transport import (
     Handlers,
     MemoryTransport,
     ServerStream,

@@ -8,8 +8,8 @@ from typing import Any, Final, TypeAlias
 from tikv_proto import pdpb, services, tsopb
 from tikv_proto.services import Rpc
 
-from tikv_pd._shared_stream import SharedStream
-from tikv_pd._tso_source import TsoSource
+from tikv_pd._routing.tso_source import TsoSource
+from tikv_pd._streams.shared_stream import SharedStream
 from tikv_pd.config import PdConfig
 from tikv_pd.errors import TimestampFallback
 from tikv_pd.lowlevel import Transport

@@ -17,8 +17,8 @@ import attrs
 from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
-from tikv_pd._connections import Connections
-from tikv_pd._pursuit import end_of_attempts
+from tikv_pd._routing.connections import Connections
+from tikv_pd._routing.pursuit import end_of_attempts
 from tikv_pd.backoff import PD_RPC, Backoffer
 from tikv_pd.config import PdConfig, strip_scheme
 from tikv_pd.deadline import Deadline

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import attrs
 from tikv_proto import resource_manager as rmpb
 
-from tikv_pd.resource_groups import Consumption
+from tikv_pd._services.resource_groups import Consumption
 
 
 @attrs.frozen

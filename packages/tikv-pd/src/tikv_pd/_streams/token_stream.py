@@ -13,8 +13,8 @@ from typing import Any, Final
 import anyio
 from tikv_proto import resource_manager as rmpb, services
 
-from tikv_pd._calls import Calls
-from tikv_pd._pursuit import Pursuit
+from tikv_pd._routing.calls import Calls
+from tikv_pd._routing.pursuit import Pursuit
 from tikv_pd.backoff import Backoffer
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import DeadlineExceeded, PdError, RpcError

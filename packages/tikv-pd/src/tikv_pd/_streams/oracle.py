@@ -16,11 +16,11 @@ from typing import Final
 import anyio
 import attrs
 
-from tikv_pd._calls import Calls
+from tikv_pd._routing.calls import Calls
+from tikv_pd._streams.tso import Tso
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import ConfigError, FutureTimestamp, TikvError
 from tikv_pd.timestamp import LATEST, Timestamp
-from tikv_pd.tso import Tso
 
 SHORTEST: Final = 0.5
 """Seconds; no read makes the interval shorter. Source: pd.go, minAllowedAdaptiveUpdateTSInterval."""

@@ -16,9 +16,9 @@ from typing import Any, Final, Protocol, Self, TypeVar
 import anyio
 from tikv_proto.services import Rpc
 
-from tikv_pd._calls import Calls
-from tikv_pd._members import header_error
-from tikv_pd._pursuit import Pursuit
+from tikv_pd._routing.calls import Calls
+from tikv_pd._routing.members import header_error
+from tikv_pd._routing.pursuit import Pursuit
 from tikv_pd.backoff import Backoffer
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import ClosedError, PdError, RpcError

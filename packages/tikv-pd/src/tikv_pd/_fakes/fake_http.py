@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import anyio
 import anyio.lowlevel
 
+from tikv_pd._fakes.fake_pd import FakePd
+from tikv_pd._services.http import HttpAnswer
 from tikv_pd.errors import RpcError
-from tikv_pd.fake_pd import FakePd
-from tikv_pd.http import HttpAnswer
 
 
 class FakeHttp:

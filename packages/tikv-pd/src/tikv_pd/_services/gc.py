@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import attrs
 from tikv_proto import pdpb, services
 
-from tikv_pd._calls import Calls
+from tikv_pd._routing.calls import Calls
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import ConfigError, GcBarrierTooOld, PdError
 

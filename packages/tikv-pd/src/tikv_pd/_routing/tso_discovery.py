@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import attrs
 from tikv_proto import pdpb, tsopb
 
-from tikv_pd._members import header_error
+from tikv_pd._routing.members import header_error
 from tikv_pd.config import strip_scheme
 from tikv_pd.errors import PdError, TikvError
 

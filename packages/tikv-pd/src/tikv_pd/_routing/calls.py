@@ -11,9 +11,9 @@ from google.protobuf.message import Message
 from tikv_proto import services
 from tikv_proto.services import Rpc
 
-from tikv_pd._members import Members, header_error
-from tikv_pd._pursuit import Pursuit
-from tikv_pd._service_route import ServiceRoute
+from tikv_pd._routing.members import Members, header_error
+from tikv_pd._routing.pursuit import Pursuit
+from tikv_pd._routing.service_route import ServiceRoute
 from tikv_pd.backoff import Backoffer
 from tikv_pd.config import PdConfig
 from tikv_pd.deadline import Deadline

@@ -15,9 +15,9 @@ import attrs
 from tikv_proto import pdpb, services, tsopb
 from tikv_proto.services import Rpc
 
-from tikv_pd._connections import Connections
-from tikv_pd._members import MEMBERS_TIMEOUT, Members
-from tikv_pd._tso_discovery import GroupSearch, Provider
+from tikv_pd._routing.connections import Connections
+from tikv_pd._routing.members import MEMBERS_TIMEOUT, Members
+from tikv_pd._routing.tso_discovery import GroupSearch, Provider
 from tikv_pd.config import PdConfig
 from tikv_pd.errors import ClosedError, RpcError, TikvError
 from tikv_pd.lowlevel import Connection

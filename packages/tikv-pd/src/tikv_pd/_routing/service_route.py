@@ -21,8 +21,8 @@ from google.protobuf.message import DecodeError
 from tikv_proto import meta_storagepb, resource_manager as rmpb, services
 from tikv_proto.services import Rpc
 
-from tikv_pd._connections import Connections
-from tikv_pd._members import MEMBERS_TIMEOUT, Members
+from tikv_pd._routing.connections import Connections
+from tikv_pd._routing.members import MEMBERS_TIMEOUT, Members
 from tikv_pd.config import PdConfig, strip_scheme
 from tikv_pd.errors import PdError, RpcError, TikvError
 from tikv_pd.lowlevel import Connection

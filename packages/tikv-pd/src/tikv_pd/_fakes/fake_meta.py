@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from tikv_proto import meta_storagepb, pdpb
 from tikv_proto.services import PD, MetaStorage, Rpc
 
-from tikv_pd.memory_transport import ServerStream, fail
+from tikv_pd._fakes.memory_transport import ServerStream, fail
 
 CONFIG_ROOT = "/global/config"
 """Below this path configuration is kept."""

@@ -15,12 +15,9 @@ from urllib.parse import quote
 
 import attrs
 
-from tikv_pd._calls import Calls
-from tikv_pd._pursuit import Pursuit
-from tikv_pd.backoff import Backoffer
-from tikv_pd.deadline import Deadline
-from tikv_pd.errors import ConfigError, KeyspaceNotFound, MinResolvedTsDisabled, PdError, RpcError
-from tikv_pd.http_values import (
+from tikv_pd._routing.calls import Calls
+from tikv_pd._routing.pursuit import Pursuit
+from tikv_pd._services.http_values import (
     MemberHealth,
     MinResolvedTs,
     RegionStats,
@@ -33,6 +30,9 @@ from tikv_pd.http_values import (
     stores,
     version,
 )
+from tikv_pd.backoff import Backoffer
+from tikv_pd.deadline import Deadline
+from tikv_pd.errors import ConfigError, KeyspaceNotFound, MinResolvedTsDisabled, PdError, RpcError
 from tikv_pd.lowlevel import as_bytes, dialed
 from tikv_pd.topology import Keyspace, Member
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from tikv_proto import pdpb, tsopb
 from tikv_proto.services import TSO
 
-from tikv_pd.fake_pd import FakePd
-from tikv_pd.memory_transport import ServerStream, fail
+from tikv_pd._fakes.fake_pd import FakePd
+from tikv_pd._fakes.memory_transport import ServerStream, fail
 
 
 class FakeTso:

@@ -11,10 +11,10 @@ from typing import Final, Generic, TypeVar
 import attrs
 from tikv_proto import meta_storagepb, pdpb, services
 
-from tikv_pd._calls import Calls
+from tikv_pd._routing.calls import Calls
+from tikv_pd._streams.watch import Watch
 from tikv_pd.errors import ConfigError
 from tikv_pd.lowlevel import as_bytes
-from tikv_pd.watch import Watch
 
 T = TypeVar("T")
 

@@ -6,10 +6,10 @@ from typing import Final
 
 from tikv_proto import keyspacepb, services
 
-from tikv_pd._calls import Calls
+from tikv_pd._routing.calls import Calls
+from tikv_pd._streams.watch import Watch
 from tikv_pd.errors import ConfigError, EntryNotFound, KeyspaceNotFound
 from tikv_pd.topology import Keyspace
-from tikv_pd.watch import Watch
 
 _IDS: Final = range(1 << 24)
 

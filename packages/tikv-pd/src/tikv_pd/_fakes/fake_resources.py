@@ -9,11 +9,11 @@ from google.protobuf.message import Message
 from tikv_proto import resource_manager as rmpb
 from tikv_proto.services import ResourceManager, Rpc
 
-from tikv_pd.fake_meta import FakeMeta
-from tikv_pd.gc import NULL_KEYSPACE
-from tikv_pd.memory_transport import fail
-from tikv_pd.resource_groups import Consumption, ResourceGroup
-from tikv_pd.tokens import TokenGrant
+from tikv_pd._fakes.fake_meta import FakeMeta
+from tikv_pd._fakes.memory_transport import fail
+from tikv_pd._services.gc import NULL_KEYSPACE
+from tikv_pd._services.resource_groups import Consumption, ResourceGroup
+from tikv_pd._services.tokens import TokenGrant
 
 _SETTINGS = b"resource_group/settings/"
 

@@ -14,8 +14,8 @@ import attrs
 from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
-from tikv_pd._calls import Calls
-from tikv_pd._shared_stream import SharedStream
+from tikv_pd._routing.calls import Calls
+from tikv_pd._streams.shared_stream import SharedStream
 from tikv_pd.errors import ConfigError, PdError, RpcError, TikvError
 from tikv_pd.lowlevel import Connection
 from tikv_pd.topology import Region

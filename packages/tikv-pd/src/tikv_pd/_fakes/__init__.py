@@ -1,0 +1,1 @@
+"""PD and a network in memory; `tikv_pd.testing` has the names."""

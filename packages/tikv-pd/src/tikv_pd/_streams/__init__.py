@@ -1,0 +1,1 @@
+"""Streams that many callers share: timestamps, Region queries, tokens, watches."""
