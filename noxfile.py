@@ -37,6 +37,8 @@ TEST = [
     "anyio[trio]>=4.11,<5",
     "trustme>=1.2,<2",
     "hypothesis>=6.150,<7",
+    # Shows what the extra `tikv-rpc[otel]`, which brings the API alone, hands to it.
+    "opentelemetry-sdk>=1.30,<2",
 ]
 # What formats, lints and judges is pinned: a new version may find something new in old code.
 LINT = ["ruff==0.17.5", "import-linter==2.16"]

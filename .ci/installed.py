@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-FOR_LATER = ("testing", "pytest_plugin", "httpx_transport")
+FOR_LATER = ("testing", "pytest_plugin", "httpx_transport", "otel")
 """Modules that may need a test runner, or an extra, which are not installed yet."""
 
 

@@ -24,6 +24,7 @@ MODULES = [
     "tikv_region",
     "tikv_region.testing",
     "tikv_rpc",
+    "tikv_rpc.otel",
     "tikv_rpc.testing",
     "tikv_raw",
     "tikv_txn",

@@ -11,10 +11,12 @@ from operator import xor
 from typing import Protocol
 
 import attrs
+from tikv_pd import TikvError
 from tikv_proto import kvrpcpb, services
-from tikv_region import KeyCodec, KeyRange
+from tikv_region import KeyCodec, KeyRange, Redaction, redact
 from tikv_rpc import Edge, Effect, KeyWork, RangeWork, Request
 
+from tikv_raw.config import RawConfig
 from tikv_raw.errors import RawError
 
 # Bytes a pair adds to a request besides its key and value: tags, lengths, a TTL.
@@ -184,6 +186,14 @@ class RawRequests:
 
         return Edge(key_range, at_end=reverse, request=build)
 
+    @classmethod
+    def of(cls, codec: KeyCodec, config: RawConfig) -> RawRequests:
+        """Make them for a client of these options."""
+        redaction = config.rpc.redact
+        if redaction == "off":
+            return cls(codec, config.atomic)
+        return _RedactedRequests(codec, config.atomic, redaction)
+
     def pairs(self, operation: str, pairs: Iterable[kvrpcpb.KvPair]) -> list[tuple[bytes, bytes]]:
         """Return answered pairs with the keys that users know.
 
@@ -212,6 +222,21 @@ class RawRequests:
             return Page(pairs, None)
         rest = KeyRange(asked.start, border) if reverse else KeyRange(border, asked.end)
         return Page(pairs, None if rest.is_empty else rest)
+
+
+@attrs.frozen
+class _RedactedRequests(RawRequests):
+    """Those of a client whose errors do not show keys; what goes wrong after a plan has none around it."""
+
+    redaction: Redaction
+
+    def pairs(self, operation: str, pairs: Iterable[kvrpcpb.KvPair]) -> list[tuple[bytes, bytes]]:
+        """Return answered pairs with the keys that users know."""
+        try:
+            return RawRequests.pairs(self, operation, pairs)
+        except TikvError as error:
+            redact(error, self.redaction)
+            raise
 
 
 class _Refusable(Protocol):

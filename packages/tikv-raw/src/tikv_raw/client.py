@@ -15,18 +15,23 @@ from tikv_region import KeyCodec, KeyRange, KeyspaceCodec, PlainCodec, RegionCac
 from tikv_rpc import (
     AtEdge,
     AtKey,
-    Dispatch,
     Edge,
     FanOut,
+    Interceptor,
     KeyWork,
     Merge,
+    ObservedRegionCache,
     Plan,
     RangeWork,
     Request,
     RetryRegion,
     RpcClient,
     RpcConfig,
+    RpcObserver,
+    RpcStats,
     Settle,
+    dispatch,
+    operation,
 )
 
 from tikv_raw._arguments import (
@@ -69,22 +74,22 @@ class _Opened:
     @classmethod
     def over(cls, rpc: RpcClient, requests: RawRequests) -> _Opened:
         """Compose the plans."""
-        retry = RetryRegion(Dispatch(rpc), rpc)
+        retry = RetryRegion(dispatch(rpc), rpc)
         cache, concurrency = rpc.cache, rpc.config.concurrency
         return cls(
             rpc,
             requests,
-            get=AtKey(retry, cache),
-            ttl=AtKey(retry, cache),
-            put=Settle(AtKey(retry, cache)),
-            delete=Settle(AtKey(retry, cache)),
-            compare_and_swap=Settle(AtKey(retry, cache)),
-            page=AtEdge(retry, cache),
-            batch_get=FanOut(retry, cache, concurrency),
-            batch_put=Settle(FanOut(retry, cache, concurrency)),
-            batch_delete=Settle(FanOut(retry, cache, concurrency)),
-            delete_range=Settle(FanOut(retry, cache, concurrency)),
-            checksum=Merge(FanOut(retry, cache, concurrency), merge_checksums),
+            get=operation(rpc, AtKey(retry, cache)),
+            ttl=operation(rpc, AtKey(retry, cache)),
+            put=operation(rpc, Settle(AtKey(retry, cache))),
+            delete=operation(rpc, Settle(AtKey(retry, cache))),
+            compare_and_swap=operation(rpc, Settle(AtKey(retry, cache))),
+            page=operation(rpc, AtEdge(retry, cache)),
+            batch_get=operation(rpc, FanOut(retry, cache, concurrency)),
+            batch_put=operation(rpc, Settle(FanOut(retry, cache, concurrency))),
+            batch_delete=operation(rpc, Settle(FanOut(retry, cache, concurrency))),
+            delete_range=operation(rpc, Settle(FanOut(retry, cache, concurrency))),
+            checksum=operation(rpc, Merge(FanOut(retry, cache, concurrency), merge_checksums)),
         )
 
 
@@ -104,6 +109,8 @@ class RawClient:
         cf: Column family of calls that name none.
         config: Limits and defaults.
         security: TLS; None for plain text.
+        interceptors: What runs around every attempt at a store, the first outermost; see `tikv_rpc.Interceptor`.
+        observers: Who hears of every call, its attempts and its waits; see `tikv_rpc.RpcObserver`.
         transport: How to reach servers; gRPC by default.
 
     Raises:
@@ -144,6 +151,8 @@ class RawClient:
         cf: str = "default",
         config: RawConfig | None = None,
         security: SecurityConfig | None = None,
+        interceptors: Iterable[Interceptor] = (),
+        observers: Iterable[RpcObserver] = (),
         transport: Transport | None = None,
     ) -> None:
         parsed = parse_address(address)
@@ -164,6 +173,8 @@ class RawClient:
         self._endpoints = parsed.endpoints
         self._config = config if config is not None else RawConfig()
         self._security = security
+        self._interceptors = tuple(interceptors)
+        self._observers = tuple(observers)
         self._transport = transport
         self._is_taken = False
         self._stack: AsyncExitStack | None = None
@@ -536,6 +547,15 @@ class RawClient:
         call = opened.rpc.call("checksum", check_timeout(timeout, self._config.timeout))
         return await opened.checksum.execute(opened.requests.checksum(key_range), call)
 
+    def stats(self) -> RpcStats:
+        """Return how the client and its stores do: values, counted since the client was opened.
+
+        Raises:
+            ClosedError: the client is not open.
+        """
+        opened = self._opened or self._not_open()
+        return opened.rpc.stats()
+
     async def _open(self, stack: AsyncExitStack) -> _Opened:
         transport = self._transport if self._transport is not None else _grpc(self._security, self._config.rpc)
         config = self._config
@@ -546,10 +566,20 @@ class RawClient:
         )
         await stack.enter_async_context(pd)
         codec: KeyCodec = PlainCodec() if pd.keyspace is None else KeyspaceCodec(b"r", pd.keyspace.id, pd.keyspace.name)
-        cache = RegionCache(pd, codec, config=config.region, now=transport.now)
-        rpc = await stack.enter_async_context(RpcClient(cache, codec, pd.cluster_id, transport, config.rpc))
+        make_cache = ObservedRegionCache if self._observers or config.rpc.is_observing else RegionCache
+        cache = make_cache(pd, codec, config=config.region, now=transport.now)
+        rpc = RpcClient(
+            cache,
+            codec,
+            pd.cluster_id,
+            transport,
+            config.rpc,
+            interceptors=self._interceptors,
+            observers=self._observers,
+        )
+        await stack.enter_async_context(rpc)
         rpc.tasks.start_soon(cache.run)
-        return _Opened.over(rpc, RawRequests(codec, config.atomic))
+        return _Opened.over(rpc, RawRequests.of(codec, config))
 
     def _ttl(self, ttl: int | None) -> int:
         return check_ttl(ttl, enabled=self._has_ttl)

@@ -34,6 +34,7 @@ from tikv_region.errors import (
 from tikv_region.health import Liveness as Liveness, SlowScore as SlowScore, StoreHealth as StoreHealth
 from tikv_region.keys import decode_keys as decode_keys, encode_keys as encode_keys
 from tikv_region.ranges import KeyRange as KeyRange, prefix_range as prefix_range
+from tikv_region.redaction import RedactedKey as RedactedKey, Redaction as Redaction, redact as redact
 from tikv_region.region import (
     EngineKind as EngineKind,
     InvalidReason as InvalidReason,

@@ -11,7 +11,8 @@ from typing import Final, Literal, Protocol
 from tikv_pd import ConfigError
 from tikv_proto import keyspacepb, kvrpcpb
 
-from tikv_region.errors import CodecError, shorten
+from tikv_region.errors import CodecError
+from tikv_region.redaction import shorten
 
 NULL_KEYSPACE_ID: Final = 0xFFFFFFFF
 """What requests carry outside API V2. Source: client-go apicodec."""

@@ -23,6 +23,8 @@ from tikv_pd.backoff import (
 )
 from tikv_proto import errorpb, metapb
 
+from tikv_region.redaction import shorten
+
 
 class CodecError(TikvError):
     """A key of PD or a store cannot be decoded: the cluster does not speak the API version the client was set to.
@@ -226,11 +228,6 @@ def leader_index(peers: Iterable[Peer], leader: metapb.Peer) -> int | None:
         if peer.id == leader.id and peer.store_id == leader.store_id:
             return index
     return None
-
-
-def shorten(key: bytes) -> str:
-    """Return a key as hex for messages, cut to 32 bytes."""
-    return f"0x{key[:32].hex()}{'…' if len(key) > 32 else ''}"
 
 
 def _not_leader(error: errorpb.Error, region: KnownRegion, _store_id: int) -> Decision:

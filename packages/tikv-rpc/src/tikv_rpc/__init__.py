@@ -9,13 +9,31 @@ from tikv_rpc.attempts import (
     RegionPlan as RegionPlan,
     RetryRegion as RetryRegion,
     RoutePlan as RoutePlan,
-    dispatch as dispatch,
 )
-from tikv_rpc.batch import BatchStats as BatchStats
 from tikv_rpc.call import Call as Call
 from tikv_rpc.client import RpcClient as RpcClient
+from tikv_rpc.composing import dispatch as dispatch, operation as operation
 from tikv_rpc.config import RpcConfig as RpcConfig
+from tikv_rpc.exec_details import (
+    ExecDetails as ExecDetails,
+    ExecDetailsCollector as ExecDetailsCollector,
+    collect_exec_details as collect_exec_details,
+)
 from tikv_rpc.intercept import Attempt as Attempt, Interceptor as Interceptor, Proceed as Proceed
+from tikv_rpc.observed import (
+    ObservedAttempt as ObservedAttempt,
+    ObservedOperation as ObservedOperation,
+    ObservedRegionCache as ObservedRegionCache,
+)
+from tikv_rpc.observer import (
+    AttemptReport as AttemptReport,
+    Execution as Execution,
+    Operation as Operation,
+    OperationObserver as OperationObserver,
+    OperationReport as OperationReport,
+    RpcObserver as RpcObserver,
+    WaitReport as WaitReport,
+)
 from tikv_rpc.options import (
     DiskFull as DiskFull,
     Isolation as Isolation,
@@ -55,4 +73,6 @@ from tikv_rpc.resource_control.ru_v2 import RuV2Weights as RuV2Weights
 from tikv_rpc.resource_control.settings import ResourceControlConfig as ResourceControlConfig
 from tikv_rpc.resource_control.source import PdTokens as PdTokens, TokenSource as TokenSource
 from tikv_rpc.route import Route as Route, Routes as Routes
+from tikv_rpc.stats import BatchStats as BatchStats, RpcStats as RpcStats, StoreStats as StoreStats
+from tikv_rpc.waits import Totals as Totals, Waits as Waits
 from tikv_rpc.work import GroupedWork as GroupedWork, KeyWork as KeyWork, RangeWork as RangeWork

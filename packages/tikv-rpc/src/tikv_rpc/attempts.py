@@ -116,12 +116,6 @@ def _around(interceptor: Interceptor, attempt: Attempt, proceed: Proceed) -> Pro
     return lambda: interceptor(attempt, proceed)
 
 
-def dispatch(rpc: RpcClient) -> RoutePlan:
-    """Return the plan for one attempt, with the client's interceptors around it."""
-    plain = Dispatch(rpc)
-    return Intercepted(plain, rpc.interceptors) if rpc.interceptors else plain
-
-
 @attrs.frozen
 class RetryRegion:
     """Send again as long as that can help without locating anew.
@@ -191,6 +185,7 @@ class RetryRegion:
     ) -> None:
         """Decide what an attempt without an answer means; return to try again."""
         call.cause = error
+        self.rpc.totals.rpc_errors[error.code] += 1
         if error.code == _WRONG_CLUSTER:
             route.client.close()
         elif error.sent and effect is not Effect.READ:
@@ -230,6 +225,7 @@ class RetryRegion:
         error: errorpb.Error = response.region_error
         target, store = route.target, entry.stores[route.target.index]
         call.cause = cause = RegionError.from_pb(error, entry.id, store.id)
+        self.rpc.totals.region_errors[cause.kind] += 1
         if _is_late(error) and effect is Effect.READ and call.options.read_timeout is not None:
             selector.on_timeout(target)
             await call.pause(None, cause)

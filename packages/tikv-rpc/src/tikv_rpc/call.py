@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from tikv_pd import Backoffer, BackoffKind, Deadline, TikvError
+from tikv_pd import BackoffKind, Deadline, TikvError
 from tikv_pd.backoff import REGION_SCHEDULING
 from tikv_pd.errors import RpcError
 
 from tikv_rpc.options import DEFAULT_OPTIONS, RequestOptions
+from tikv_rpc.waits import CountedBackoffer, Waits
 
 FREE_RETRIES: Final = 8
 """Retries an operation makes without any wait. Two stores that each name the other as leader would else spin."""
@@ -21,14 +22,14 @@ class Call:
     A plain slotted class: one is made for each call, on the hot path.
     """
 
-    __slots__ = ("_backoffer", "_budget", "cause", "deadline", "lost", "operation", "options", "unwaited", "wrote")
+    __slots__ = ("_backoffer", "cause", "deadline", "lost", "operation", "options", "unwaited", "waits", "wrote")
 
     def __init__(
         self,
         operation: str,
         timeout: float,
         now: Callable[[], float],
-        budget: float,
+        waits: Waits,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.operation = operation
@@ -45,15 +46,22 @@ class Call:
         """Whether a part of a write over many Regions was applied."""
         self.unwaited = 0
         """Retries made without a wait."""
-        self._budget = budget
-        self._backoffer: Backoffer | None = None
+        self.waits = waits
+        """Who hears of its waits, and how long they may be."""
+        self._backoffer: CountedBackoffer | None = None
 
     @property
-    def backoffer(self) -> Backoffer:
-        """Its waits. Made when first needed: most calls never wait."""
+    def backoffer(self) -> CountedBackoffer:
+        """Takes its waits. Made when first needed: most calls never wait."""
         if self._backoffer is None:
-            self._backoffer = Backoffer(self.deadline, budget=self._budget)
+            self._backoffer = CountedBackoffer(self.deadline, self.waits)
         return self._backoffer
+
+    def wait_by(self, waits: Waits) -> None:
+        """Have others hear of its waits from now on."""
+        self.waits = waits
+        if self._backoffer is not None:
+            self._backoffer = self._backoffer.fork_into(waits)
 
     async def pause(self, kind: BackoffKind | None, cause: BaseException) -> None:
         """Wait as `kind` says before the next attempt; with None not at all, unless that happened too often.
@@ -74,8 +82,8 @@ class Call:
         branch.operation = self.operation
         branch.options = self.options
         branch.deadline = self.deadline
-        branch._budget = self._budget
-        branch._backoffer = self.backoffer.fork()
+        branch.waits = self.waits.fork()
+        branch._backoffer = self.backoffer.fork_into(branch.waits)
         branch.cause = self.cause
         branch.lost = None
         branch.wrote = False

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from tikv_pd import ClosedError
@@ -12,16 +12,20 @@ from tikv_pd.backoff import REGION_MISS
 from tikv_pd.lowlevel import BackgroundTasks, Transport
 from tikv_region import InvalidReason, KeyCodec, Liveness, RegionCache, RegionEntry, RegionUnavailable
 
-from tikv_rpc.batch import BatchStats
 from tikv_rpc.call import Call
 from tikv_rpc.config import RpcConfig
 from tikv_rpc.errors import RelocateError
+from tikv_rpc.exec_details import ExecDetailsObserver
 from tikv_rpc.intercept import Interceptor, chain
+from tikv_rpc.observer import RpcObserver
 from tikv_rpc.options import DEFAULT_OPTIONS, RequestOptions
 from tikv_rpc.replicas import Access, Selector, Target
 from tikv_rpc.request import Effect, Request
 from tikv_rpc.route import Route, Routes, attempt_context, replica_context
+from tikv_rpc.slow_log import SlowLog
+from tikv_rpc.stats import RpcStats, store_stats
 from tikv_rpc.store import StoreClient
+from tikv_rpc.waits import Totals, Waits
 from tikv_rpc.watch import StoreWatch
 
 
@@ -35,6 +39,7 @@ class RpcClient:
         transport: Makes connections.
         config: Limits.
         interceptors: What runs around every attempt, the first outermost; of several with one name, the last is used.
+        observers: Who hears of every operation, each nested in those before it.
         choose: Returns one of several replicas that are as good.
     """
 
@@ -47,6 +52,7 @@ class RpcClient:
         config: RpcConfig | None = None,
         *,
         interceptors: Iterable[Interceptor] = (),
+        observers: Iterable[RpcObserver] = (),
         choose: Callable[[Sequence[int]], int] = random.choice,
     ) -> None:
         self.cache = cache
@@ -57,10 +63,15 @@ class RpcClient:
         """Whether it cannot send, being closed or not opened yet."""
         self.interceptors = chain(interceptors)
         """What runs around every attempt."""
+        self.observers = (*observers, *_own_observers(self.config))
+        """Who hears of every operation; empty when nobody does."""
+        self.totals = Totals()
+        """Counts what goes wrong."""
         self.watch = StoreWatch(cache, transport, self.config)
         """Knows how the stores do."""
         self.now = transport.now
         """The clock."""
+        self._waits = Waits(self.config.backoff_budget, self.totals)
         self._choose = choose
         self._codec = codec
         self._cluster_id = cluster_id
@@ -90,7 +101,7 @@ class RpcClient:
         """
         if self.closed:
             raise ClosedError("client")
-        return Call(operation, timeout, self.now, self.config.backoff_budget, options)
+        return Call(operation, timeout, self.now, self._waits, options)
 
     def known_route(self, entry: RegionEntry, options: RequestOptions) -> Route | None:
         """Return the way of a plain request to the Region's leader if it is built, open, and leads somewhere."""
@@ -113,6 +124,9 @@ class RpcClient:
             RelocateError: no replica is left to ask, or the store has left the cluster.
             ClosedError: this client is not open.
         """
+        if not entry.leader_store.address:
+            # PD tells of all stores at once, also of the labels by which replicas are chosen.
+            await self.cache.resolve(entry.leader_store, call.backoffer)
         target = selector.next()
         if target is None:
             cause = call.cause or RegionUnavailable(entry.start, "none of its stores can be reached")
@@ -182,6 +196,27 @@ class RpcClient:
             )
         return store
 
-    def stats(self) -> dict[str, BatchStats]:
-        """Return the counters of each store's stream, by address."""
-        return {address: store.stats() for address, store in self._stores.items() if not store.closed}
+    def stats(self) -> RpcStats:
+        """Return how the client and its stores do."""
+        now, totals = self.now(), self.totals
+        entries = {entry.address: entry for entry in self.watch.slowness.stores()}
+        return RpcStats(
+            stores=MappingProxyType(
+                {
+                    address: store_stats(client.stats(), entries.get(address), now)
+                    for address, client in list(self._stores.items())
+                    if not client.closed
+                }
+            ),
+            region_errors=MappingProxyType(dict(totals.region_errors)),
+            rpc_errors=MappingProxyType(dict(totals.rpc_errors)),
+            waits=MappingProxyType(dict(totals.wait_counts)),
+            wait_seconds=MappingProxyType(dict(totals.wait_seconds)),
+        )
+
+
+def _own_observers(config: RpcConfig) -> Iterator[RpcObserver]:
+    if config.exec_details:
+        yield ExecDetailsObserver()
+    if config.slow_threshold is not None:
+        yield SlowLog(config.slow_threshold, config.redact)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 from attrs import validators
 from tikv_pd import ChannelConfig, ConfigError
 from tikv_pd.config import positive
+from tikv_region import Redaction
 
 
 def _finite(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> None:
     if value == math.inf:
         raise ConfigError(f"{attribute.name} must be finite, or a store that never answers would never be given up")
+
+
+def _redaction(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value not in get_args(Redaction):
+        raise ConfigError(f"{attribute.name} must be one of {get_args(Redaction)}, got {value!r}")
 
 
 @attrs.frozen(kw_only=True)
@@ -73,3 +79,20 @@ class RpcConfig:
 
     For networks that are cut between client and stores only. Source: client-go config EnableForwarding.
     """
+    slow_threshold: float | None = attrs.field(
+        default=None, validator=validators.optional([validators.instance_of((int, float)), positive])
+    )
+    """Seconds from which on an operation is logged to `tikv_rpc.slow` with all its attempts and waits; None for never.
+
+    With a threshold every operation is observed, which takes time of all of them.
+    """
+    exec_details: bool = attrs.field(default=False, validator=validators.instance_of(bool))
+    """Whether `collect_exec_details` has something to tell of this client; takes time of all operations."""
+    redact: Redaction = attrs.field(default="off", validator=_redaction)
+    """How keys print in errors and in the log of slow operations: "off", as they are, "on", as `?`, or "marker",
+    between two marks; see `tikv_region.Redaction`."""
+
+    @property
+    def is_observing(self) -> bool:
+        """Whether it has operations observed: `slow_threshold` or `exec_details` are set."""
+        return self.exec_details or self.slow_threshold is not None

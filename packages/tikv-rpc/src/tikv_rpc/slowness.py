@@ -29,6 +29,10 @@ class Slowness:
         """Follow what a store reports of itself from now on."""
         self._stores[store.id] = store
 
+    def stores(self) -> list[StoreEntry]:
+        """Return the stores that requests went to."""
+        return list(self._stores.values())
+
     def record(self, store: StoreEntry, seconds: float) -> None:
         """Count an answered request and the seconds it took."""
         self._stores[store.id] = store

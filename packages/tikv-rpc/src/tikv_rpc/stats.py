@@ -1,11 +1,12 @@
-"""What became of the calls to one store, as values."""
+"""What became of a client's calls, as values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 import attrs
+from tikv_region import Liveness, StoreEntry
 
 
 @attrs.frozen(kw_only=True)
@@ -46,3 +47,59 @@ class BatchStats:
         """Return the sums."""
         values = list(parts)
         return cls(**{name: sum(getattr(part, name) for part in values) for name in attrs.fields_dict(cls)})
+
+
+@attrs.frozen(kw_only=True)
+class StoreStats:
+    """How one store does, as this client sees it."""
+
+    store_id: int
+    """Its id; 0 when no Region known leads there any more."""
+    batch: BatchStats
+    """What became of the calls to it."""
+    liveness: Liveness
+    """Whether it answers, by the last look at it."""
+    slow_score: float
+    """How slow it is, from 1 to 100: by its own report or by the time requests take, whichever is worse."""
+    estimated_wait: float
+    """Seconds a request would wait there, by its own estimate."""
+
+
+@attrs.frozen(kw_only=True)
+class RpcStats:
+    """How a client does. Counters since it was made, but those of stores, which begin anew with their connections."""
+
+    stores: Mapping[str, StoreStats]
+    """The stores that are connected to, by address."""
+    region_errors: Mapping[str, int]
+    """Attempts that a store refused because of the Region, by kind; see `tikv_region.RegionError`."""
+    rpc_errors: Mapping[str, int]
+    """Attempts without an answer, by gRPC status code. Those that were cancelled are not among them."""
+    waits: Mapping[str, int]
+    """Waits between attempts, by kind; see `tikv_pd.BackoffKind`."""
+    wait_seconds: Mapping[str, float]
+    """Seconds they took, by kind."""
+
+    @property
+    def attempts(self) -> int:
+        """Requests sent to the stores that are connected to."""
+        return sum(store.batch.requests + store.batch.unary for store in self.stores.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that wait now, for their turn or for an answer."""
+        return sum(store.batch.in_flight for store in self.stores.values())
+
+
+def store_stats(batch: BatchStats, entry: StoreEntry | None, now: float) -> StoreStats:
+    """Return how a store does, `entry` being what is known of it, if anything is."""
+    if entry is None:
+        return StoreStats(store_id=0, batch=batch, liveness=Liveness.REACHABLE, slow_score=1.0, estimated_wait=0.0)
+    health = entry.health
+    return StoreStats(
+        store_id=entry.id,
+        batch=batch,
+        liveness=health.liveness,
+        slow_score=max(health.timed.score, health.reported_score(now)),
+        estimated_wait=health.estimated_wait(now),
+    )

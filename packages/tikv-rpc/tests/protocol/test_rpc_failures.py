@@ -390,7 +390,7 @@ class TestClosing:
         connections = [c for c in cluster.transport._connections if c.address == "tikv1:20160"]
 
         assert [connection.closed for connection in connections] == [True]
-        assert rpc.stats() == {}
+        assert rpc.stats().stores == {}
 
 
 async def close_while(cluster: FakeCluster, make_kv: type[Kv], call: Any, rpc: Any) -> list[BaseException]:

@@ -185,7 +185,7 @@ class TestFailure:
         with pytest.raises(RpcError, match="no"):
             await kv.batch_get(ALPHABET)
 
-        assert kv.rpc.stats()["tikv1:20160"].in_flight == 0
+        assert kv.rpc.stats().stores["tikv1:20160"].batch.in_flight == 0
 
     async def test_an_error_of_the_caller_is_raised_bare_too(self, kv: Kv) -> None:
         def build(_part: Any) -> Request[Any]:

@@ -285,14 +285,14 @@ class TestStore:
 
     async def test_another_store_at_the_address_has_its_connection_closed(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.put(b"a", b"1")
-        (before,) = kv.rpc.stats().values()
+        (before,) = kv.rpc.stats().stores.values()
         error = errorpb.Error(store_not_match=errorpb.StoreNotMatch(request_store_id=1, actual_store_id=9))
         cluster.store(1).answer_next(Tikv.RawGet, region_error=error)
 
         assert await kv.get(b"a") == b"1"
 
-        (after,) = kv.rpc.stats().values()
-        assert (before.requests, after.requests) == (1, 1)
+        (after,) = kv.rpc.stats().stores.values()
+        assert (before.batch.requests, after.batch.requests) == (1, 1)
 
     async def test_stores_that_swapped_addresses_are_found(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.put(b"a", b"1")
@@ -309,7 +309,7 @@ class TestStore:
 
         assert await kv.get(b"a") == b"1"
 
-        assert "elsewhere:20160" in kv.rpc.stats()
+        assert "elsewhere:20160" in kv.rpc.stats().stores
 
     async def test_a_store_that_left_the_cluster_is_asked_no_more(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.put(b"a", b"1")

@@ -7,14 +7,14 @@ import pytest
 from tikv_pd import BackoffExceeded, DeadlineExceeded
 from tikv_pd.backoff import REGION_MISS, TIKV_RPC
 from tikv_pd.errors import RpcError
-from tikv_rpc import Call
+from tikv_rpc import Call, Totals, Waits
 from tikv_rpc.call import FREE_RETRIES
 
 CAUSE = RpcError("tikv1:20160", "RawPut", "UNAVAILABLE", "")
 
 
 def call(timeout: float = 60, budget: float = 60) -> Call:
-    return Call("put", timeout, anyio.current_time, budget)
+    return Call("put", timeout, anyio.current_time, Waits(budget, Totals()))
 
 
 async def pause_forever(operation: Call) -> None:

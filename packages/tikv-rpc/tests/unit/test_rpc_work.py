@@ -11,7 +11,7 @@ from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv
 from tikv_region import KeyRange, RegionCache
 from tikv_region.testing import MapSource, RegionMap
-from tikv_rpc import Call, Effect, KeyWork, RangeWork, Request
+from tikv_rpc import Call, Effect, KeyWork, RangeWork, Request, Totals, Waits
 
 KEYS = st.binary(max_size=4)
 
@@ -40,7 +40,7 @@ def range_work(key_range: KeyRange) -> RangeWork[kvrpcpb.RawDeleteRangeResponse]
 
 
 def new_call() -> Call:
-    return Call("test", 60, anyio.current_time, 60)
+    return Call("test", 60, anyio.current_time, Waits(60, Totals()))
 
 
 @given(

@@ -1,0 +1,224 @@
+"""Spans and metrics by OpenTelemetry; needs the extra `tikv-rpc[otel]`.
+
+Names are those of the stable semantic conventions for database clients, and TiKV's own for what these do not know.
+Source: OpenTelemetry semantic-conventions, database spans and metrics; client-go metrics/metrics.go for the families.
+"""
+
+from __future__ import annotations
+
+import time
+from contextvars import Token
+from typing import Final, TypeAlias
+
+from google.protobuf.message import Message
+from opentelemetry import context, metrics, trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from tikv_proto import kvrpcpb
+
+from tikv_rpc.intercept import Attempt, Proceed
+from tikv_rpc.observer import CANCELLED, OK, PD, AttemptReport, Operation, OperationReport, WaitReport
+
+Attributes: TypeAlias = dict[str, str | int | bool]
+
+_SCOPE: Final = "tikv_rpc"
+_SYSTEM: Final = "tikv"
+_SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+"""Bounds of buckets that the conventions advise for `db.client.operation.duration`."""
+_FINE_SECONDS: Final = tuple(0.0005 * 2**step for step in range(16))
+"""Those of client-go for requests."""
+_RETRIES: Final = (0.0, 1.0, 2.0, 3.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+_BYTES: Final = tuple(float(16 * 4**step) for step in range(11))
+_STALE_READS: Final = {OK: "hit", "data_is_not_ready": "miss"}
+
+
+class OtelObserver:
+    """An observer that makes a span of each operation, attempt and wait, and records metrics.
+
+    The span of an operation is the current one of its task while it runs, so that whatever is called meanwhile, PD too,
+    belongs to it. Nothing of it carries keys or values.
+
+    Args:
+        tracer_provider: Makes spans; None for the global one.
+        meter_provider: Makes metrics; None for the global one.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+    ) -> None:
+        self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
+        self._meters = _Meters(metrics.get_meter(_SCOPE, meter_provider=meter_provider))
+
+    def begin(self, operation: Operation) -> _TracedOperation:
+        """Begin the span of an operation."""
+        return _TracedOperation(self._tracer, self._meters, operation)
+
+
+class _TracedOperation:
+    """The span of one operation, and those below it."""
+
+    __slots__ = ("_attributes", "_context", "_meters", "_name", "_origin", "_span", "_token", "_tracer")
+
+    def __init__(self, tracer: trace.Tracer, meters: _Meters, operation: Operation) -> None:
+        attributes: Attributes = {"db.system.name": _SYSTEM, "db.operation.name": operation.name}
+        self._tracer = tracer
+        self._meters = meters
+        self._name = operation.name
+        self._attributes = attributes
+        of_span = attributes.copy()
+        if operation.keys is not None:
+            of_span["db.operation.batch.size"] = operation.keys
+        # What is reported has times of the client's clock, which is not that of spans.
+        self._origin = time.time_ns() - round(operation.started * 1e9)
+        self._span = tracer.start_span(
+            operation.name, kind=SpanKind.CLIENT, attributes=of_span, start_time=self._at(operation.started)
+        )
+        self._context = trace.set_span_in_context(self._span)
+        self._token: Token[context.Context] = context.attach(self._context)
+
+    def attempt(self, report: AttemptReport) -> None:
+        """Make the span of an attempt, and record it."""
+        self._meters.attempt(report)
+        if not self._span.is_recording():
+            return
+        host, _, port = report.address.rpartition(":")
+        attributes: Attributes = {
+            "db.system.name": _SYSTEM,
+            "rpc.system": "grpc",
+            "rpc.service": "tikvpb.Tikv",
+            "rpc.method": report.rpc,
+            "server.address": host.strip("[]"),
+            "tikv.store.id": report.store_id,
+            "tikv.region.id": report.region_id,
+            "tikv.access": report.access,
+            "tikv.is_retry": report.is_retry,
+            "tikv.branch": report.branch,
+            "tikv.request.size": report.request_bytes,
+            "tikv.response.size": report.response_bytes,
+        }
+        if port.isdecimal():
+            attributes["server.port"] = int(port)
+        if report.forwarded_to:
+            attributes["tikv.forwarded_to"] = report.forwarded_to
+        self._child(report.rpc, SpanKind.CLIENT, attributes, report.started, report.seconds, report.outcome)
+
+    def wait(self, report: WaitReport) -> None:
+        """Make the span of a wait, and record it."""
+        self._meters.wait(report)
+        if self._span.is_recording():
+            attributes: Attributes = {"tikv.wait.kind": report.kind, "tikv.branch": report.branch}
+            name = "wait for PD" if report.kind == PD else f"backoff {report.kind}"
+            self._child(name, SpanKind.INTERNAL, attributes, report.started, report.seconds, OK)
+
+    def end(self, report: OperationReport) -> None:
+        """End the span of the operation, and record it."""
+        context.detach(self._token)
+        if report.outcome != OK:
+            self._attributes["error.type"] = report.outcome
+            _fail(self._span, report.outcome)
+        self._meters.end(self._attributes, self._name, report)
+        self._span.end()
+
+    def _child(
+        self, name: str, kind: SpanKind, attributes: Attributes, started: float, seconds: float, outcome: str
+    ) -> None:
+        span = self._tracer.start_span(
+            name, context=self._context, kind=kind, attributes=attributes, start_time=self._at(started)
+        )
+        if outcome != OK:
+            _fail(span, outcome)
+        span.end(self._at(started + seconds))
+
+    def _at(self, moment: float) -> int:
+        return self._origin + round(moment * 1e9)
+
+
+def _fail(span: Span, outcome: str) -> None:
+    span.set_attribute("error.type", outcome)
+    if outcome != CANCELLED:
+        span.set_status(Status(StatusCode.ERROR, outcome))
+
+
+class _Meters:
+    """The metrics of an `OtelObserver`.
+
+    Args:
+        meter: Makes them.
+    """
+
+    def __init__(self, meter: metrics.Meter) -> None:
+        def histogram(name: str, unit: str, description: str, bounds: tuple[float, ...] | None) -> metrics.Histogram:
+            return meter.create_histogram(
+                name, unit, description, explicit_bucket_boundaries_advisory=None if bounds is None else list(bounds)
+            )
+
+        self._operations = histogram(
+            "db.client.operation.duration", "s", "Duration of database client operations.", _SECONDS
+        )
+        self._retries = histogram(
+            "tikv.client.request.retries", "{attempt}", "Attempts of an operation after its first.", _RETRIES
+        )
+        self._requests = histogram("tikv.client.request.duration", "s", "Duration of attempts.", _FINE_SECONDS)
+        self._net = histogram(
+            "tikv.client.request.net_latency", "s", "Time of attempts outside of the store.", _FINE_SECONDS
+        )
+        self._sent = histogram("tikv.client.request.size", "By", "Size of requests.", _BYTES)
+        self._received = histogram("tikv.client.response.size", "By", "Size of responses.", _BYTES)
+        self._backoff = histogram("tikv.client.backoff.duration", "s", "Waits between attempts.", _FINE_SECONDS)
+        self._pd = histogram("tikv.client.pd.duration", "s", "Time operations waited for PD.", _FINE_SECONDS)
+        self._region_errors = meter.create_counter(
+            "tikv.client.region_errors", "{attempt}", "Attempts refused because of the Region."
+        )
+        self._rpc_errors = meter.create_counter("tikv.client.rpc_errors", "{attempt}", "Attempts without an answer.")
+        self._stale = meter.create_counter("tikv.client.stale_reads", "{attempt}", "Stale reads, by what came of them.")
+
+    def attempt(self, report: AttemptReport) -> None:
+        """Record an attempt."""
+        store = report.store_id
+        attributes: Attributes = {"rpc.method": report.rpc, "tikv.store.id": store, "tikv.access": report.access}
+        if report.outcome != OK:
+            attributes["error.type"] = report.outcome
+        self._requests.record(report.seconds, attributes)
+        if report.is_region_error:
+            self._region_errors.add(1, {"error.type": report.outcome, "tikv.store.id": store})
+        if report.is_rpc_error:
+            self._rpc_errors.add(1, {"error.type": report.outcome, "tikv.store.id": store})
+        self._sent.record(report.request_bytes, {"rpc.method": report.rpc})
+        if report.response_bytes:
+            self._received.record(report.response_bytes, {"rpc.method": report.rpc})
+        if report.execution is not None and report.execution.total:
+            self._net.record(max(report.seconds - report.execution.total, 0.0), {"tikv.store.id": store})
+        if report.access.startswith("stale") and report.outcome in _STALE_READS:
+            self._stale.add(1, {"tikv.stale_read.result": _STALE_READS[report.outcome]})
+
+    def wait(self, report: WaitReport) -> None:
+        """Record a wait."""
+        if report.kind == PD:
+            self._pd.record(report.seconds)
+        else:
+            self._backoff.record(report.seconds, {"tikv.wait.kind": report.kind})
+
+    def end(self, attributes: Attributes, name: str, report: OperationReport) -> None:
+        """Record an operation."""
+        self._operations.record(report.seconds, attributes)
+        if report.attempts:
+            self._retries.record(report.attempts - 1, {"db.operation.name": name})
+
+
+class TraceContext:
+    """An interceptor that tells stores which trace a request belongs to: `kvrpcpb.Context.trace_id`.
+
+    That is the id of the trace of the current span, 16 bytes as in W3C's traceparent: of the operation's own span with
+    an `OtelObserver`, or of a span around it. Without one, or when the options name a trace, nothing is changed.
+    """
+
+    name: Final = "otel_trace_context"
+    """The interceptor's name."""
+
+    async def __call__(self, attempt: Attempt, proceed: Proceed) -> Message:
+        """Name the trace."""
+        current = trace.get_current_span().get_span_context()
+        if current.is_valid and not attempt.options.trace_id:
+            attempt.patch(kvrpcpb.Context(trace_id=current.trace_id.to_bytes(16, "big")))
+        return await proceed()
