@@ -5,12 +5,30 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
 from tikv_embedded import EmbeddedCluster
 from tikv_embedded.errors import TopologyError
+from tikv_pd import PdClient
+from tikv_pd.grpc_transport import GrpcTransport
+from tikv_proto import kvrpcpb
+from tikv_proto.services import Tikv
+from tikv_region import PlainCodec, RegionCache, RegionEntry
+from tikv_rpc import (
+    AtKey,
+    Effect,
+    Request,
+    RequestOptions,
+    RetryRegion,
+    RpcClient,
+    RpcConfig,
+    Settle,
+    dispatch,
+)
 
+PLAIN = RequestOptions()
 Shake = Callable[..., AbstractAsyncContextManager["Shaker"]]
 
 
@@ -96,3 +114,52 @@ def shaken() -> Shake:
             tasks.cancel_scope.cancel()
 
     return shaking
+
+
+class Engine:
+    """Raw requests through the engine itself, with options that the raw client does not have.
+
+    Args:
+        rpc: Over real gRPC.
+    """
+
+    def __init__(self, rpc: RpcClient) -> None:
+        self.rpc = rpc
+        self._plan: AtKey[Any] = AtKey(RetryRegion(dispatch(rpc), rpc), rpc.cache)
+
+    async def get(self, key: bytes, options: RequestOptions = PLAIN, *, timeout: float = 10) -> bytes | None:
+        request = Request(Tikv.RawGet, kvrpcpb.RawGetRequest(key=key), Effect.READ)
+        response = await self._plan.execute((key, request), self.rpc.call("get", timeout, options))
+        return None if response.not_found else bytes(response.value)
+
+    async def get_at(self, key: bytes, version: int, options: RequestOptions) -> bytes:
+        """Read at a timestamp, as transactions do."""
+        request = Request(Tikv.KvGet, kvrpcpb.GetRequest(key=key, version=version), Effect.READ)
+        response = await self._plan.execute((key, request), self.rpc.call("get", 10, options))
+        return bytes(response.value)
+
+    async def put(self, key: bytes, value: bytes, *, effect: Effect = Effect.WRITE, timeout: float = 10) -> None:
+        request = Request(Tikv.RawPut, kvrpcpb.RawPutRequest(key=key, value=value), effect)
+        await Settle(self._plan).execute((key, request), self.rpc.call("put", timeout))
+
+    def known(self, key: bytes) -> RegionEntry:
+        """Return the Region of a key as this client knows it."""
+        entry = self.rpc.cache.find(key)
+        assert entry is not None
+        return entry
+
+
+@asynccontextmanager
+async def open_engine(cluster: EmbeddedCluster, config: RpcConfig | None = None) -> AsyncIterator[Engine]:
+    config = config if config is not None else RpcConfig()
+    transport, codec = GrpcTransport(config=config.channel), PlainCodec()
+    async with PdClient(cluster.url) as pd:
+        cache = RegionCache(pd, codec, now=transport.now)
+        async with RpcClient(cache, codec, pd.cluster_id, transport, config) as rpc:
+            yield Engine(rpc)
+
+
+@pytest.fixture
+def engine_on() -> Callable[..., AbstractAsyncContextManager[Engine]]:
+    """Open the engine on a cluster: `async with engine_on(cluster, config) as engine`."""
+    return open_engine

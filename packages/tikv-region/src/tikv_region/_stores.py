@@ -32,8 +32,16 @@ class StoreTable:
     async def resolve(self, store: StoreEntry, backoffer: Backoffer) -> str:
         """Return the address, asking PD when it is unknown or in doubt."""
         while not store.is_tombstone and (store.needs_check or not store.address):
-            ask = functools.partial(self._ask, store, backoffer)
-            failure = await self._flights.ask(store.id, backoffer.deadline, ask)
+            if store.address:
+                ask = functools.partial(self._ask, store, backoffer)
+                failure = await self._flights.ask(store.id, backoffer.deadline, ask)
+            else:
+                # One answer tells of all stores, of their labels too: by those replicas are chosen, before any of
+                # their addresses is needed.
+                failure = await self._flights.ask(0, backoffer.deadline, functools.partial(self._ask_all, backoffer))
+                if failure is None and not store.address:
+                    # One that has just joined, or left long ago.
+                    failure = await self._ask(store, backoffer)
             if failure is None:
                 continue
             if store.address:
@@ -48,13 +56,27 @@ class StoreTable:
 
         Regions led from a store that moved become stale: what requests to them keep leads to its old address.
         """
-        known = {store.id: store for store in await self._pd.get_stores(timeout=timeout)}
-        for store in known.values():
-            if not store.is_tombstone or store.id in self._stores:
-                follow(self.entry(store.id), store)
+        known = await self._learn_all(timeout)
         for entry in list(self._stores.values()):
             if entry.id not in known and not entry.is_tombstone:
                 learn(entry, await self._pd.get_store(entry.id, timeout=timeout))
+
+    async def _learn_all(self, timeout: float) -> set[int]:
+        """Learn what PD's list of stores tells, and return their ids."""
+        known = await self._pd.get_stores(timeout=timeout)
+        for store in known:
+            if not store.is_tombstone or store.id in self._stores:
+                follow(self.entry(store.id), store)
+        return {store.id for store in known}
+
+    async def _ask_all(self, backoffer: Backoffer) -> TikvError | None:
+        try:
+            await self._learn_all(backoffer.deadline.check())
+        except TikvError as error:
+            if not error.retryable:
+                raise
+            return error
+        return None
 
     async def _ask(self, store: StoreEntry, backoffer: Backoffer) -> TikvError | None:
         timeout = backoffer.deadline.check()

@@ -27,19 +27,39 @@ async def test_an_address_is_asked_for_when_first_used(
         assert await cache.resolve(entry.leader_store, backoffer) == "tikv1:20160"
 
     assert entry.leader_store.labels == (("zone", "a"),)
-    assert pd.calls == ["get_store"]
+    assert pd.calls == ["get_stores"]
 
 
-async def test_tasks_that_need_the_same_address_share_one_answer(
+async def test_one_question_tells_of_all_stores(
+    cache: RegionCache, pd: MapSource, entry: RegionEntry, backoffer: Backoffer
+) -> None:
+    await cache.resolve(entry.leader_store, backoffer)
+
+    assert all(store.address for store in entry.stores)
+    assert pd.calls == ["get_stores"]
+
+
+async def test_a_store_that_is_not_in_the_list_is_asked_for_by_its_id(
+    cache: RegionCache, pd: MapSource, entry: RegionEntry, backoffer: Backoffer
+) -> None:
+    del pd.map.stores[1]
+
+    assert await cache.resolve(entry.leader_store, backoffer) == ""
+
+    assert entry.leader_store.is_tombstone
+    assert pd.calls == ["get_stores", "get_store"]
+
+
+async def test_tasks_that_need_addresses_share_one_answer(
     cache: RegionCache, pd: MapSource, entry: RegionEntry, backoffer: Backoffer
 ) -> None:
     pd.delay = 1.0
 
     async with anyio.create_task_group() as tasks:
-        for _ in range(10):
-            tasks.start_soon(cache.resolve, entry.leader_store, backoffer.fork())
+        for number in range(10):
+            tasks.start_soon(cache.resolve, entry.stores[number % 3], backoffer.fork())
 
-    assert pd.calls == ["get_store"]
+    assert pd.calls == ["get_stores"]
 
 
 async def test_an_address_in_doubt_is_asked_for_again_and_changed_in_place(

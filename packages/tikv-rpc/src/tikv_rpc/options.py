@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import attrs
@@ -106,6 +106,11 @@ def _labels(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None
         raise ConfigError(f"{attribute.name} must be pairs of label and value such as (('zone', 'a'),), got {value!r}")
 
 
+def _ids(stores: Iterable[int]) -> frozenset[int]:
+    # A function, as mypy does not see which ids the class itself takes.
+    return frozenset(stores)
+
+
 @attrs.frozen(kw_only=True)
 class RequestOptions:
     """Options of the requests of an operation. Durations in seconds.
@@ -122,7 +127,7 @@ class RequestOptions:
     """
     match_labels: tuple[tuple[str, str], ...] = attrs.field(default=(), validator=_labels)
     """Labels, such as ("zone", "a"), of the stores whose replicas are preferred; all of them must match."""
-    match_stores: frozenset[int] = attrs.field(default=frozenset(), converter=frozenset)
+    match_stores: frozenset[int] = attrs.field(default=frozenset(), converter=_ids)
     """Ids of the stores whose replicas are preferred; empty for any."""
     read_timeout: float | None = attrs.field(default=None, validator=_seconds)
     """Longest that one attempt of a read may take before another replica is asked; None for

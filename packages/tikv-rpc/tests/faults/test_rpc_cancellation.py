@@ -108,7 +108,7 @@ def region_is_looked_up(place: Bench) -> None:
 
 
 def address_is_looked_up(place: Bench) -> None:
-    place.cluster.pd.hang(PD.GetStore)
+    place.cluster.pd.hang(PD.GetAllStores)
 
 
 def connection_is_made(place: Bench) -> None:

@@ -455,7 +455,7 @@ class TestPd:
         self, cluster: FakeCluster, kv: Kv
     ) -> None:
         def part() -> None:
-            cluster.pd.answer_error(PD.GetStore, "INCOMPATIBLE_VERSION")
+            cluster.pd.answer_error(PD.GetRegion, "INCOMPATIBLE_VERSION")
             cluster.store(1).stop()
 
         cluster.store(1).script(Tikv.RawPut, apply_and(part))

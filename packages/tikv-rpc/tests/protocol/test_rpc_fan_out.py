@@ -382,4 +382,4 @@ async def test_regions_are_loaded_in_pages_not_one_by_one(cluster: FakeCluster, 
 
     await kv.batch_put(PAIRS)
 
-    assert pd.asked == ["Regions", "Store"]
+    assert pd.asked == ["Regions", "Stores"]

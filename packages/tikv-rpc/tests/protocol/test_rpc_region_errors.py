@@ -148,7 +148,7 @@ class TestLeader:
         assert value == b"1"
         assert anyio.current_time() == began
         assert [received.store_id for received in cluster.log if received.rpc is Tikv.RawGet] == [1, 3]
-        assert pd.asked == ["Store"]
+        assert pd.asked == []
 
     async def test_the_new_leader_is_remembered(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.get(b"a")
@@ -212,7 +212,7 @@ class TestLeader:
         await kv.cache.locate(b"a", kv.rpc.call("locate", 30).backoffer)
         entry = kv.cache.find(b"a")
         assert entry is not None
-        cluster.pd.hang(PD.GetStore, times=1)
+        cluster.pd.hang(PD.GetAllStores, times=1)
         values = []
 
         async def get() -> None:
