@@ -319,7 +319,7 @@ class TestBrokenStreams:
             async with engine_on(cluster) as engine:
                 await in_parallel(partial(engine.put, key, key) for key in KEYS)
                 found = [await engine.get(key) for key in KEYS]
-                unary = sum(stats.unary for stats in engine.rpc.stats().values())
+                unary = sum(store.batch.unary for store in engine.rpc.stats().stores.values())
 
         assert found == KEYS
         assert not any(call.is_batched for call in recording.of("RawPut", "RawGet"))
@@ -419,7 +419,7 @@ class TestNobodyIsBlamed:
         with lasts(0, SLACK):
             await in_parallel(partial(engine.get, key) for key in KEYS)
         assert [store.epoch for entry in all_known(engine) for store in entry.stores] == epochs
-        assert sum(stats.in_flight for stats in engine.rpc.stats().values()) == 0
+        assert engine.rpc.stats().in_flight == 0
 
     async def test_nor_does_a_deadline_while_a_dead_store_is_looked_at(
         self, cluster: EmbeddedCluster, engine: Engine
@@ -531,4 +531,4 @@ async def test_thousands_of_calls_wait_for_a_store_that_takes_its_time(
         held.lift()
 
     assert answers == [b"v"] * 2_000
-    assert sum(stats.in_flight for stats in engine.rpc.stats().values()) == 0
+    assert engine.rpc.stats().in_flight == 0

@@ -336,7 +336,7 @@ class TestLeadersThatMoved:
 
         assert wrong.strikes == 1
         # The connection it was asked on is not used any more.
-        assert [stats.requests for stats in engine.rpc.stats().values()] == [1]
+        assert [store.batch.requests for store in engine.rpc.stats().stores.values()] == [1]
 
     async def test_one_that_fails_and_says_it_does_not_serve_is_left(
         self, cluster: EmbeddedCluster, engine: Engine
