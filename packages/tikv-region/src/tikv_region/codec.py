@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 from tikv_pd import ConfigError
-from tikv_proto import keyspacepb, kvrpcpb
+from tikv_proto import kvrpcpb
 
 from tikv_region.errors import CodecError
 from tikv_region.redaction import shorten
@@ -183,21 +183,6 @@ class KeyspaceCodec:
         # Behind the last keyspace begins another mode; TiKV takes a range up to there only if its end is that one byte.
         # Source: components/api_version/src/api_v2.rs parse_range_mode.
         self._bound = bound if bound[:1] == mode else bound[:1]
-
-    @classmethod
-    def from_pb(cls, mode: Literal[b"r", b"x"], keyspace: keyspacepb.KeyspaceMeta) -> KeyspaceCodec:
-        """Make it for a keyspace as PD tells of it.
-
-        Raises:
-            ConfigError: the keyspace is not enabled, or one of API V3. Such a one has an identity in place of an id;
-                taken for id 0, it would lead to the data of the default keyspace.
-        """
-        if keyspace.WhichOneof("keyspace") == "keyspace_identity":
-            raise ConfigError(f"keyspace {keyspace.name!r} is one of API V3, which this client does not speak")
-        if keyspace.state != keyspacepb.KeyspaceState.ENABLED:
-            state = keyspacepb.KeyspaceState.Name(keyspace.state)
-            raise ConfigError(f"keyspace {keyspace.name!r} cannot be used: it is {state}")
-        return cls(mode, keyspace.id, keyspace.name)
 
     def encode_key(self, key: bytes) -> bytes:
         """Return `key` behind the prefix of the keyspace."""

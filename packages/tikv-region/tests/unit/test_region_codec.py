@@ -5,7 +5,6 @@ from typing import Literal
 import pytest
 from hypothesis import given, strategies as st
 from tikv_pd import ConfigError
-from tikv_proto import apipb, keyspacepb
 from tikv_region import (
     CodecError,
     KeyCodec,
@@ -203,27 +202,6 @@ def test_a_range_of_a_response_is_cut_to_the_keyspace(
 def test_a_range_outside_the_keyspace_is_refused(bounds: tuple[bytes, bytes]) -> None:
     with pytest.raises(CodecError, match="outside keyspace"):
         raw.decode_range(*bounds)
-
-
-def test_a_codec_is_made_for_a_keyspace_as_pd_tells_of_it() -> None:
-    codec = KeyspaceCodec.from_pb(b"x", keyspacepb.KeyspaceMeta(id=7, name="shop"))
-
-    assert (codec.keyspace_id, codec.keyspace_name, codec.encode_key(b"k")) == (7, "shop", b"x\0\0\x07k")
-
-
-@pytest.mark.parametrize("state", ["DISABLED", "ARCHIVED", "TOMBSTONE"])
-def test_a_keyspace_that_is_not_enabled_is_refused(state: str) -> None:
-    keyspace = keyspacepb.KeyspaceMeta(id=7, name="shop", state=keyspacepb.KeyspaceState.Value(state))
-
-    with pytest.raises(ConfigError, match=state):
-        KeyspaceCodec.from_pb(b"r", keyspace)
-
-
-def test_a_keyspace_of_api_v3_is_not_taken_for_the_default_one() -> None:
-    identity = apipb.KeyspaceIdentity(namespace_id=1, keyspace_id=7)
-
-    with pytest.raises(ConfigError, match="API V3"):
-        KeyspaceCodec.from_pb(b"r", keyspacepb.KeyspaceMeta(keyspace_identity=identity, name="shop"))
 
 
 def test_a_key_of_api_v2_tells_its_keyspace() -> None:
