@@ -7,7 +7,7 @@ import math
 import socket
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -20,12 +20,14 @@ from tikv_raw import (
     ClusterMismatch,
     ConfigError,
     EntryTooLarge,
+    KeyTooLarge,
     PdConfig,
     PdUnavailable,
     RawClient,
     RawConfig,
     RawError,
     TikvError,
+    ValueTooLarge,
 )
 
 MIB = 1 << 20
@@ -54,15 +56,17 @@ TYPE_ERRORS: dict[str, tuple[Use, str]] = {
     "None key": (lambda c: c.delete(None), "key must be bytes, not NoneType"),
     "int key": (lambda c: c.get(1), "key must be bytes, not int"),
     "str expected": (lambda c: c.compare_and_swap(b"k", "v", b"w"), "expected must be bytes, not str"),
-    "None swapped in": (lambda c: c.compare_and_swap(b"k", b"v", None), "value must be bytes, not NoneType"),
+    "None put": (lambda c: c.put(b"k", None), "value must be bytes, not NoneType"),
+    "None if absent": (lambda c: c.put_if_absent(b"k", None), "value must be bytes, not NoneType"),
     "one key for many": (lambda c: c.batch_get(b"k"), r"not one key; pass \[key\]"),
     "one str for many": (lambda c: c.batch_delete("k"), r"not one key; pass \[key\]"),
     "str keys": (lambda c: c.batch_get(["k"]), r"key must be bytes, not str; .*\.encode\(\)"),
     "no keys at all": (lambda c: c.batch_get(None), "keys must be an iterable of keys, not NoneType"),
     "str pairs": (lambda c: c.batch_put("ab"), "pairs must be a mapping or an iterable of"),
     "bytes pairs": (lambda c: c.batch_put(b"ab"), "pairs must be a mapping or an iterable of"),
-    "keys for pairs": (lambda c: c.batch_put([b"ab", b"cd"]), r"a pair must be a \(key, value\) tuple, not bytes"),
-    "triples": (lambda c: c.batch_put([(b"a", b"b", b"c")]), r"a pair must be a \(key, value\) tuple, not 3 items"),
+    "keys for pairs": (lambda c: c.batch_put([b"ab", b"cd"]), "a pair must be a .* tuple, not bytes"),
+    "bytes for a ttl": (lambda c: c.batch_put([(b"a", b"b", b"c")]), "ttl must be whole seconds as an int, not bytes"),
+    "four parts": (lambda c: c.batch_put([(b"a", b"b", 1, 2)]), "a pair must be a .* tuple, not 4 items"),
     "no pairs at all": (lambda c: c.batch_put(None), "pairs must be a mapping or an iterable of"),
     "dict of str": (lambda c: c.batch_put({"a": b"b"}), "key must be bytes, not str"),
     "dict to str": (lambda c: c.batch_put({b"a": "b"}), "value must be bytes, not str"),
@@ -338,40 +342,80 @@ async def test_a_client_is_opened_by_one_task_only(cluster: EmbeddedCluster) -> 
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_value_beyond_the_entry_limit_is_refused_and_nothing_is_written(client: RawClient) -> None:
+async def test_a_value_beyond_the_limit_is_refused_before_anything_is_sent(client: RawClient) -> None:
+    too_large = bytes(7 * MIB + 1)
+    writes: list[Callable[[RawClient], Awaitable[object]]] = [
+        lambda c: c.put(b"k", too_large),
+        lambda c: c.batch_put({b"a": b"fine", b"k": too_large}),
+        lambda c: c.batch_put([(b"a", b"fine"), (b"k", too_large)], on_error="return"),
+        lambda c: c.compare_and_swap(b"k", None, too_large),
+        lambda c: c.put_if_absent(b"k", too_large),
+    ]
+
+    for write in writes:
+        with pytest.raises(ValueTooLarge, match="a value of 7340033 bytes exceeds the limit of 7340032"):
+            await write(client)
+
+    assert await client.count() == 0
+
+
+async def test_a_store_has_the_last_word_on_sizes(cluster: EmbeddedCluster) -> None:
+    config = RawConfig(max_value_bytes=9 * MIB, max_key_bytes=9000)
     too_large = bytes(8 * MIB + 1)
+    async with RawClient(cluster.url, config=config) as client:
+        writes: list[Callable[[RawClient], Awaitable[object]]] = [
+            lambda c: c.put(b"k", too_large),
+            lambda c: c.batch_put({b"k": too_large}),
+            lambda c: c.compare_and_swap(b"k", None, too_large),
+        ]
+        for write in writes:
+            with pytest.raises(EntryTooLarge, match="raft-entry-max-size") as caught:
+                await write(client)
+            assert caught.value.entry_size > 8 * MIB
+            assert not caught.value.retryable
+        with pytest.raises(RawError, match="max key size exceeded, size: 8193, limit: 8192"):
+            await client.put(bytes(8193), b"v")
 
-    for use in (
-        client.put(b"k", too_large),
-        client.batch_put({b"k": too_large}),
-        client.compare_and_swap(b"k", None, too_large),
-    ):
-        with pytest.raises(EntryTooLarge, match="raft-entry-max-size") as caught:
-            await use
-        assert caught.value.entry_size > 8 * MIB
-        assert not caught.value.retryable
-
-    assert await client.get(b"k") is None
+        assert await client.count() == 0
 
 
-async def test_values_just_below_the_entry_limit_work(client: RawClient) -> None:
-    large = bytes(8 * MIB - 1024)
+async def test_values_of_all_sizes_up_to_the_limit_work(client: RawClient) -> None:
+    large = bytes(7 * MIB)
 
     await client.put(b"k", large)
-    await client.batch_put({b"a": large, b"z": large})
+    await client.batch_put({b"a": large, b"e": b"", b"z": large})
 
     assert await client.get(b"k") == large
     assert await client.batch_get([b"a", b"k", b"z"]) == dict.fromkeys([b"a", b"k", b"z"], large)
+    assert [(key, len(value)) async for key, value in client.scan()] == [
+        (b"a", 7 * MIB),
+        (b"e", 0),
+        (b"k", 7 * MIB),
+        (b"z", 7 * MIB),
+    ]
     assert (await client.compare_and_swap(b"k", large, b"")).swapped
 
 
-async def test_a_key_beyond_the_key_limit_is_refused_and_nothing_is_written(client: RawClient) -> None:
-    with pytest.raises(RawError, match="max key size exceeded, size: 8193, limit: 8192"):
-        await client.put(bytes(8193), b"v")
+async def test_a_key_beyond_the_limit_is_refused_before_anything_is_sent(client: RawClient) -> None:
+    too_long = bytes(8193)
+    writes: list[Callable[[RawClient], Awaitable[object]]] = [
+        lambda c: c.put(too_long, b"v"),
+        lambda c: c.batch_put([(b"a", b"fine"), (too_long, b"v")]),
+        lambda c: c.delete(too_long),
+        lambda c: c.batch_delete([b"a", too_long]),
+        lambda c: c.delete_range(b"a", too_long),
+        lambda c: c.delete_prefix(too_long),
+        lambda c: c.put_if_absent(too_long, b"v"),
+    ]
+    for write in writes:
+        with pytest.raises(KeyTooLarge, match="a key of 8193 bytes exceeds the limit of 8192"):
+            await write(client)
+
     await client.put(bytes(8192), b"v")
 
-    assert await client.get(bytes(8193)) is None
+    assert await client.get(too_long) is None
     assert await client.get(bytes(8192)) == b"v"
+    assert await client.count() == 1
 
 
 async def test_a_batch_of_100_mb_works_and_is_not_held_several_times(client: RawClient) -> None:

@@ -157,8 +157,7 @@ async def at_rest(count: Callable[[], int]) -> int:
 
 
 def in_flight(client: RawClient) -> int:
-    assert client._opened is not None
-    return client._opened.rpc.stats().in_flight
+    return client.stats().in_flight
 
 
 async def cancel_in_scope(call: Awaitable[None], after: float) -> bool:

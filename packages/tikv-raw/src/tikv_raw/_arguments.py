@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
+import attrs
 from tikv_pd import ConfigError
 from tikv_pd.lowlevel import as_bytes as as_bytes
+from tikv_region import KeyRange, prefix_range
+
+from tikv_raw.errors import KeyTooLarge, ValueTooLarge
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 """What keys and values may be."""
@@ -17,35 +21,111 @@ MAX_TTL: Final = 2**63 - 1
 """Seconds. The field has 64 bits; half of its range leaves the store room to add the time of day."""
 
 
-def as_keys(keys: Iterable[Any]) -> list[bytes]:
-    """Return keys without duplicates, in order."""
+@attrs.frozen
+class Limits:
+    """What stores take, for a client's API version."""
+
+    max_key: int
+    """Bytes of a key at most, without what the codec puts before it."""
+    key_prefix: int
+    """Bytes the codec puts before each key."""
+    max_value: int
+    """Bytes of a value at most."""
+    has_ttl: bool
+    """Whether pairs may have a TTL."""
+
+    def key(self, key: BytesLike) -> bytes:
+        """Return a key that is to be written."""
+        key = as_bytes(key, "key")
+        if len(key) > self.max_key:
+            raise KeyTooLarge(key, len(key) + self.key_prefix, self.max_key + self.key_prefix)
+        return key
+
+    def value(self, key: bytes, value: BytesLike) -> bytes:
+        """Return a value that is to be written."""
+        value = as_bytes(value, "value")
+        if len(value) > self.max_value:
+            raise ValueTooLarge(key, len(value), self.max_value)
+        return value
+
+    def ttl(self, ttl: int | None) -> int:
+        """Return a TTL as it is on the wire, where 0 stands for none."""
+        return check_ttl(ttl, enabled=self.has_ttl)
+
+
+def as_key(key: Any) -> bytes:
+    """Return a key."""
+    return as_bytes(key, "key")
+
+
+def as_items(keys: Iterable[Any]) -> Iterable[Any]:
+    """Return keys that are to be iterated over; refuse a single key."""
     if isinstance(keys, bytes | bytearray | memoryview | str):
         raise TypeError("keys must be an iterable of keys, not one key; pass [key]")
     if not isinstance(keys, Iterable):
         raise TypeError(f"keys must be an iterable of keys, not {type(keys).__name__}")
-    return list(dict.fromkeys(as_bytes(key, "key") for key in keys))
+    return keys
 
 
-def as_pairs(pairs: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> dict[bytes, bytes]:
-    """Return pairs by key; of several for one key the last counts."""
+def as_pair_items(pairs: Any) -> Iterable[Any]:
+    """Return pairs that are to be iterated over; refuse what holds none."""
     if isinstance(pairs, Mapping):
-        pairs = pairs.items()
-    elif isinstance(pairs, bytes | bytearray | memoryview | str) or not isinstance(pairs, Iterable):
+        return pairs.items()
+    if isinstance(pairs, bytes | bytearray | memoryview | str) or not isinstance(pairs, Iterable):
         raise TypeError(f"pairs must be a mapping or an iterable of (key, value) tuples, not {type(pairs).__name__}")
-    by_key = {}
-    for pair in pairs:
-        key, value = _as_pair(pair)
-        by_key[as_bytes(key, "key")] = as_bytes(value, "value")
-    return by_key
+    return pairs
 
 
-def _as_pair(pair: Any) -> tuple[Any, Any]:
+def as_pair(pair: Any, ttl: int | None) -> tuple[Any, Any, int | None]:
+    """Return key, value and TTL of a pair; of one without a TTL of its own, `ttl`."""
     # Anything but these might unpack into two by chance: two bytes, a str of two letters, a set in any order.
     if not isinstance(pair, tuple | list):
-        raise TypeError(f"a pair must be a (key, value) tuple, not {type(pair).__name__}")
-    if len(pair) != 2:
-        raise TypeError(f"a pair must be a (key, value) tuple, not {len(pair)} items")
-    return pair[0], pair[1]
+        raise TypeError(f"a pair must be a (key, value) or (key, value, ttl) tuple, not {type(pair).__name__}")
+    match pair:
+        case [key, value]:
+            return key, value, ttl
+        case [key, value, own]:
+            return key, value, own
+    raise TypeError(f"a pair must be a (key, value) or (key, value, ttl) tuple, not {len(pair)} items")
+
+
+def as_range(start: Any, end: Any, prefix: Any = None) -> KeyRange:
+    """Return a range that is given by its bounds or by a prefix."""
+    start, end = as_bytes(start, "start"), as_bytes(end, "end")
+    if prefix is None:
+        return KeyRange(start, end)
+    if start or end:
+        raise ConfigError("pass either a prefix or start and end, not both")
+    return prefix_range(as_bytes(prefix, "prefix"))
+
+
+def as_ranges(ranges: Iterable[Any]) -> list[KeyRange]:
+    """Return ranges that are given as such or as (start, end) tuples."""
+    if isinstance(ranges, bytes | bytearray | memoryview | str | KeyRange) or not isinstance(ranges, Iterable):
+        raise TypeError(f"ranges must be an iterable of (start, end) tuples, not {type(ranges).__name__}")
+    found = []
+    for key_range in ranges:
+        if isinstance(key_range, KeyRange):
+            key_range = (key_range.start, key_range.end)  # noqa: PLW2901  # as the others
+        if not isinstance(key_range, tuple | list):
+            raise TypeError(f"a range must be a (start, end) tuple, not {type(key_range).__name__}")
+        if len(key_range) != 2:
+            raise TypeError(f"a range must be a (start, end) tuple, not {len(key_range)} items")
+        found.append(as_range(*key_range))
+    return found
+
+
+def check_on_error(on_error: str) -> bool:
+    """Return whether errors are to be returned."""
+    if on_error not in {"raise", "return"}:
+        raise ConfigError(f"on_error must be 'raise' or 'return', not {on_error!r}")
+    return on_error == "return"
+
+
+def check_progress(progress: Any) -> None:
+    """Refuse what cannot be called."""
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function, not {type(progress).__name__}")
 
 
 def check_ttl(ttl: int | None, *, enabled: bool) -> int:
@@ -79,10 +159,8 @@ def check_limit(limit: int | None) -> int | None:
     return limit
 
 
-def check_timeout(timeout: float | None, default: float) -> float:
+def check_timeout(timeout: float) -> float:
     """Return how long a call may take."""
-    if timeout is None:
-        return default
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout must be seconds as a number, not {type(timeout).__name__}")
     if not timeout > 0:

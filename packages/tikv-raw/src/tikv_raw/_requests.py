@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import xor
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 from tikv_pd import TikvError
@@ -84,12 +84,13 @@ class RawRequests:
         return Request(services.Tikv.RawDelete, message, Effect.WRITE)
 
     def compare_and_swap(
-        self, key: bytes, expected: bytes | None, value: bytes, ttl: int, cf: str
+        self, key: bytes, expected: bytes | None, value: bytes | None, ttl: int, cf: str
     ) -> Request[kvrpcpb.RawCASResponse]:
-        """Write one pair if the key holds the expected value."""
+        """Write one pair, or remove it when there is no value, if the key holds the expected value."""
         message = kvrpcpb.RawCASRequest(
             key=self.codec.encode_key(key),
-            value=value,
+            value=value or b"",
+            delete=value is None,
             previous_not_exist=expected is None,
             previous_value=expected or b"",
             ttl=ttl,
@@ -98,27 +99,36 @@ class RawRequests:
         return Request(services.Tikv.RawCompareAndSwap, message, Effect.ONCE)
 
     def batch_get(
-        self, keys: Sequence[bytes], cf: str, max_keys: int, max_bytes: int
+        self, keys: Sequence[bytes], cf: str, max_keys: int, max_bytes: int, expected: int = 0
     ) -> KeyWork[kvrpcpb.RawBatchGetResponse]:
-        """Read many keys."""
+        """Read many keys, each of whose pairs is expected to have so many bytes in the answer."""
         encode = self.codec.encode_key
 
         def build(part: Sequence[int]) -> Request[kvrpcpb.RawBatchGetResponse]:
             message = kvrpcpb.RawBatchGetRequest(keys=[encode(keys[position]) for position in part], cf=cf)
             return Request(services.Tikv.RawBatchGet, message, Effect.READ)
 
-        return KeyWork(keys, build, max_keys, max_bytes, lambda position: len(keys[position]) + _PAIR_OVERHEAD)
+        def size(position: int) -> int:
+            return max(len(keys[position]) + _PAIR_OVERHEAD, expected)
+
+        return KeyWork(keys, build, max_keys, max_bytes, size)
 
     def batch_put(
-        self, keys: Sequence[bytes], values: Sequence[bytes], ttl: int, cf: str, max_keys: int, max_bytes: int
+        self,
+        keys: Sequence[bytes],
+        values: Sequence[bytes],
+        ttls: Sequence[int] | int,
+        cf: str,
+        max_keys: int,
+        max_bytes: int,
     ) -> KeyWork[kvrpcpb.RawBatchPutResponse]:
-        """Write many pairs."""
+        """Write many pairs, with one TTL or one for each."""
         encode = self.codec.encode_key
 
         def build(part: Sequence[int]) -> Request[kvrpcpb.RawBatchPutResponse]:
             message = kvrpcpb.RawBatchPutRequest(
                 pairs=[kvrpcpb.KvPair(key=encode(keys[position]), value=values[position]) for position in part],
-                ttls=[ttl] if ttl else [],
+                ttls=_part_of(ttls, part),
                 cf=cf,
                 for_cas=self.atomic,
             )
@@ -152,6 +162,15 @@ class RawRequests:
             return Request(services.Tikv.RawDeleteRange, message, Effect.WRITE)
 
         return RangeWork(key_range, build)
+
+    def coprocessor(
+        self, name: str, version: str, ranges: Sequence[KeyRange], data: bytes, effect: Effect
+    ) -> Request[kvrpcpb.RawCoprocessorResponse]:
+        """Have a plugin of the store work on ranges that lie in one Region."""
+        message = kvrpcpb.RawCoprocessorRequest(
+            copr_name=name, copr_version_req=version, ranges=self._ranges(ranges), data=data
+        )
+        return Request(services.Tikv.RawCoprocessor, message, effect)
 
     def checksum(self, key_range: KeyRange) -> RangeWork[kvrpcpb.RawChecksumResponse]:
         """Compute a checksum over a range."""
@@ -187,12 +206,32 @@ class RawRequests:
         return Edge(key_range, at_end=reverse, request=build)
 
     @classmethod
-    def of(cls, codec: KeyCodec, config: RawConfig) -> RawRequests:
-        """Make them for a client of these options."""
+    def of(cls, codec: KeyCodec, config: RawConfig, *, atomic: bool) -> RawRequests:
+        """Make them for a client of these options; its writes may be ordered with compare-and-swaps."""
         redaction = config.rpc.redact
         if redaction == "off":
-            return cls(codec, config.atomic)
-        return _RedactedRequests(codec, config.atomic, redaction)
+            return cls(codec, atomic)
+        return _RedactedRequests(codec, atomic, redaction)
+
+    def scan_all(
+        self, ranges: Sequence[KeyRange], limit: int, *, reverse: bool, key_only: bool, cf: str
+    ) -> Request[Any]:
+        """Read up to `limit` pairs of each of some ranges that lie in one Region, disjoint and in scan order.
+
+        The response has the pairs in `kvs`, one range after the other.
+        """
+        if len(ranges) == 1:
+            return self.scan(ranges[0], limit, reverse=reverse, key_only=key_only, cf=cf).request(ranges[0])
+        message = kvrpcpb.RawBatchScanRequest(
+            ranges=self._ranges(ranges, reverse=reverse), each_limit=limit, key_only=key_only, reverse=reverse, cf=cf
+        )
+        return Request(services.Tikv.RawBatchScan, message, Effect.READ)
+
+    def _ranges(self, ranges: Iterable[KeyRange], *, reverse: bool = False) -> list[kvrpcpb.KeyRange]:
+        bounds = (self.codec.encode_range(each.start, each.end) for each in ranges)
+        if reverse:
+            return [kvrpcpb.KeyRange(start_key=upper, end_key=lower) for lower, upper in bounds]
+        return [kvrpcpb.KeyRange(start_key=lower, end_key=upper) for lower, upper in bounds]
 
     def pairs(self, operation: str, pairs: Iterable[kvrpcpb.KvPair]) -> list[tuple[bytes, bytes]]:
         """Return answered pairs with the keys that users know.
@@ -203,9 +242,11 @@ class RawRequests:
         decode = self.codec.decode_key
         result = []
         for pair in pairs:
-            if pair.HasField("error"):
+            value = pair.value
+            # Only a pair without a value can be an error; asking each takes time.
+            if not value and pair.HasField("error"):
                 raise RawError(operation, pair.error.abort or str(pair.error).strip())
-            result.append((decode(pair.key), pair.value))
+            result.append((decode(pair.key), value))
         return result
 
     def page(
@@ -213,15 +254,8 @@ class RawRequests:
     ) -> Page:
         """Return a page of a scan: what the Region at the edge of `asked` holds, up to `limit` pairs."""
         pairs = self.pairs("scan", response.kvs)
-        if len(pairs) < limit:
-            # The Region holds no more; go on at its far border, which is empty where the key space ends.
-            border = covered.start if reverse else covered.end
-        else:
-            border = pairs[-1][0] if reverse else pairs[-1][0] + b"\0"
-        if not border:
-            return Page(pairs, None)
-        rest = KeyRange(asked.start, border) if reverse else KeyRange(border, asked.end)
-        return Page(pairs, None if rest.is_empty else rest)
+        last = pairs[-1][0] if len(pairs) >= limit else None
+        return Page(pairs, rest_of_scan(asked, covered, last, reverse=reverse))
 
 
 @attrs.frozen
@@ -230,6 +264,26 @@ class _RedactedRequests(RawRequests):
 
     redaction: Redaction
 
+    def scan_all(
+        self, ranges: Sequence[KeyRange], limit: int, *, reverse: bool, key_only: bool, cf: str
+    ) -> Request[Any]:
+        """Read up to `limit` pairs of each of some ranges that lie in one Region, disjoint and in scan order.
+
+        The response has the pairs in `kvs`, one range after the other.
+        """
+        if len(ranges) == 1:
+            return self.scan(ranges[0], limit, reverse=reverse, key_only=key_only, cf=cf).request(ranges[0])
+        message = kvrpcpb.RawBatchScanRequest(
+            ranges=self._ranges(ranges, reverse=reverse), each_limit=limit, key_only=key_only, reverse=reverse, cf=cf
+        )
+        return Request(services.Tikv.RawBatchScan, message, Effect.READ)
+
+    def _ranges(self, ranges: Iterable[KeyRange], *, reverse: bool = False) -> list[kvrpcpb.KeyRange]:
+        bounds = (self.codec.encode_range(each.start, each.end) for each in ranges)
+        if reverse:
+            return [kvrpcpb.KeyRange(start_key=upper, end_key=lower) for lower, upper in bounds]
+        return [kvrpcpb.KeyRange(start_key=lower, end_key=upper) for lower, upper in bounds]
+
     def pairs(self, operation: str, pairs: Iterable[kvrpcpb.KvPair]) -> list[tuple[bytes, bytes]]:
         """Return answered pairs with the keys that users know."""
         try:
@@ -237,6 +291,33 @@ class _RedactedRequests(RawRequests):
         except TikvError as error:
             redact(error, self.redaction)
             raise
+
+
+def rest_of_scan(asked: KeyRange, covered: KeyRange, last: bytes | None, *, reverse: bool) -> KeyRange | None:
+    """Return what of a range is still to be scanned, None when nothing is.
+
+    Args:
+        asked: What was to be scanned.
+        covered: The part of it that one Region was asked for.
+        last: The last key found when there may be more in that part; None when it is through.
+        reverse: Whether the scan descends.
+    """
+    # Where the Region holds no more, go on at its far border, which is empty where the key space ends.
+    border = covered.start if reverse else covered.end
+    if last is not None:
+        border = last if reverse else last + b"\0"
+    if not border:
+        return None
+    rest = KeyRange(asked.start, border) if reverse else KeyRange(border, asked.end)
+    return None if rest.is_empty else rest
+
+
+def _part_of(ttls: Sequence[int] | int, part: Sequence[int]) -> list[int]:
+    """Return the TTLs of the pairs at some positions as the wire has them: none, one for all, or one for each."""
+    own = [ttls] if isinstance(ttls, int) else [ttls[position] for position in part]
+    if len(set(own)) == 1:
+        return own[:1] if own[0] else []
+    return own
 
 
 class _Refusable(Protocol):
@@ -248,6 +329,12 @@ def accept(operation: str, response: _Refusable) -> None:
     """Raise RawError when the store refused."""
     if response.error:
         raise RawError(operation, response.error)
+
+
+def refusal(response: Any) -> str:
+    """Return why the store refused, empty when it did not."""
+    error: str = response.error
+    return error
 
 
 def merge_checksums(answers: Iterable[tuple[KeyRange, kvrpcpb.RawChecksumResponse]]) -> Checksum:

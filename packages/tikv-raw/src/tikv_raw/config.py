@@ -34,9 +34,22 @@ class RawConfig:
     batch_keys: int = attrs.field(default=1024, validator=[validators.instance_of(int), positive])
     """Keys in one batch request at most."""
     batch_bytes: int = attrs.field(default=1 << 20, validator=[validators.instance_of(int), positive])
-    """Bytes of keys and values after which a batch request is closed; one larger pair still travels, alone."""
+    """Bytes of keys and values after which a batch request is closed; one larger pair still travels, alone.
+
+    For `batch_get` the bytes of the answer, judged by the answers before.
+    """
     scan_page: int = attrs.field(default=1024, validator=[validators.instance_of(int), positive, _fits_field])
     """Pairs fetched at once by a scan, below 2**32. Client-go's limit for one request is 10,240."""
+    scan_bytes: int = attrs.field(default=4 << 20, validator=[validators.instance_of(int), positive])
+    """Bytes of keys and values fetched at once by a scan, about.
+
+    Fewer pairs are asked for when those before were large. Stores know no such limit, so a page holds more where values
+    suddenly grow.
+    """
+    max_key_bytes: int = attrs.field(default=8 << 10, validator=[validators.instance_of(int), positive])
+    """Longest key that may be written, under API v2 with its prefix of 4 bytes: `storage.max-key-size` of stores."""
+    max_value_bytes: int = attrs.field(default=7 << 20, validator=[validators.instance_of(int), positive])
+    """Largest value that may be written; with its key it has to fit `raftstore.raft-entry-max-size`, 8 MiB."""
     pd: PdConfig = attrs.field(factory=PdConfig)
     """Talking to PD."""
     region: RegionConfig = attrs.field(factory=RegionConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import attrs
-from tikv_pd import TikvError
+from tikv_pd import ConfigError, TikvError
 
 
 @attrs.define(eq=False)
@@ -23,3 +23,33 @@ class RawError(TikvError):
 
     def __str__(self) -> str:
         return f"the store refused {self.operation}: {self.message}"
+
+
+@attrs.define(eq=False)
+class KeyTooLarge(ConfigError):
+    """A key is longer than stores take. Nothing was sent."""
+
+    key: bytes
+    """The key."""
+    size: int
+    """Its bytes, with the prefix that API v2 puts before each key."""
+    limit: int
+    """`RawConfig.max_key_bytes`."""
+
+    def __str__(self) -> str:
+        return f"a key of {self.size} bytes exceeds the limit of {self.limit}: storage.max-key-size of the stores"
+
+
+@attrs.define(eq=False)
+class ValueTooLarge(ConfigError):
+    """A value is larger than stores take. Nothing was sent."""
+
+    key: bytes
+    """The key it was to be stored under."""
+    size: int
+    """Its bytes."""
+    limit: int
+    """`RawConfig.max_value_bytes`."""
+
+    def __str__(self) -> str:
+        return f"a value of {self.size} bytes exceeds the limit of {self.limit}; split it over several keys"

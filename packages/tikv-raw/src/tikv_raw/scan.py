@@ -56,12 +56,14 @@ class Scan(AsyncIterator[tuple[bytes, bytes]]):
     Source: kvrpcpb.RawScanRequest.
     """
 
-    def __init__(self, fetch: Fetch, rpc: RpcClient, key_range: KeyRange, limit: int | None, page: int) -> None:
+    def __init__(
+        self, fetch: Fetch, rpc: RpcClient, key_range: KeyRange, limit: int | None, page_pairs: Callable[[], int]
+    ) -> None:
         self._fetch = fetch
         self._rpc = rpc
         self._rest: KeyRange | None = None if key_range.is_empty else key_range
         self._left = limit
-        self._page_size = page
+        self._page_pairs = page_pairs
         self._pairs: Iterator[tuple[bytes, bytes]] = iter(())
         self._ahead: _Ahead | None = None
         self._turning = anyio.Lock(fast_acquire=True)
@@ -127,5 +129,7 @@ class Scan(AsyncIterator[tuple[bytes, bytes]]):
         return page
 
     def _fetcher(self, rest: KeyRange) -> Callable[[], Awaitable[Page]]:
-        limit = self._page_size if self._left is None else min(self._page_size, self._left)
+        limit = self._page_pairs()
+        if self._left is not None:
+            limit = min(limit, self._left)
         return lambda: self._fetch(rest, limit)

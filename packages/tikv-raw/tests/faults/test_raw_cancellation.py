@@ -54,8 +54,7 @@ async def prepare(cluster: FakeCluster) -> None:
 async def in_flight(client: RawClient) -> int:
     """Return how many requests wait for an answer, once the page that a scan left behind has come."""
     await wait_all_tasks_blocked()
-    assert client._opened is not None
-    return client._opened.rpc.stats().in_flight
+    return client.stats().in_flight
 
 
 async def cancelled_after(steps: int, call: Callable[[], Coroutine[Any, Any, object]]) -> bool:

@@ -286,8 +286,7 @@ async def test_closing_ends_the_page_on_its_way(cluster: FakeCluster, client: Ra
 
 
 def in_flight(client: RawClient) -> int:
-    assert client._opened is not None
-    return client._opened.rpc.stats().in_flight
+    return client.stats().in_flight
 
 
 @pytest.mark.parametrize("ahead", [False, True])

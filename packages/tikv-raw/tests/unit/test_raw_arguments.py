@@ -1,13 +1,45 @@
 from __future__ import annotations
 
 import math
+import pickle
 from types import MappingProxyType
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, strategies as st
-from tikv_raw import ConfigError
-from tikv_raw._arguments import as_keys, as_pairs, check_cf, check_limit, check_timeout, check_ttl
+from tikv_raw import ConfigError, KeyTooLarge, ValueTooLarge
+from tikv_raw._arguments import (
+    Limits,
+    as_key,
+    as_range,
+    as_ranges,
+    check_cf,
+    check_limit,
+    check_on_error,
+    check_progress,
+    check_timeout,
+    check_ttl,
+)
+from tikv_raw._batches import Span, key_windows, pair_windows
+from tikv_region import KeyRange
+
+SPAN = Span(request_keys=100, request_bytes=1000, concurrency=1)
+LIMITS = Limits(max_key=8, key_prefix=0, max_value=16, has_ttl=True)
+
+
+def as_keys(keys: Any) -> list[bytes]:
+    """Return the keys of the only window."""
+    return [key for window in key_windows(keys, SPAN, as_key, int) for key in window.keys]
+
+
+def as_pairs(pairs: Any) -> dict[bytes, bytes]:
+    """Return the pairs of the only window."""
+    return {
+        key: value
+        for window in pair_windows(pairs, 0, SPAN, LIMITS)
+        for key, value in zip(window.keys, window.values, strict=True)
+    }
 
 
 def test_keys_keep_their_order_and_lose_their_duplicates() -> None:
@@ -60,9 +92,11 @@ def test_what_is_no_collection_of_pairs_is_refused_as_a_whole(pairs: Any) -> Non
         as_pairs(pairs)
 
 
-@pytest.mark.parametrize("pair", [b"ab", "ab", {b"a", b"b"}, {b"a": 1, b"b": 2}, None, 7, (), (b"a",), (b"a", b"b", 9)])
+@pytest.mark.parametrize(
+    "pair", [b"ab", "ab", {b"a", b"b"}, {b"a": 1, b"b": 2}, None, 7, (), (b"a",), (b"a", b"b", 9, 9)]
+)
 def test_what_is_no_pair_is_refused_even_if_it_has_two_parts(pair: Any) -> None:
-    with pytest.raises(TypeError, match=r"a pair must be a \(key, value\) tuple, not"):
+    with pytest.raises(TypeError, match=r"a pair must be a \(key, value\) or \(key, value, ttl\) tuple, not"):
         as_pairs([(b"k", b"v"), pair])
 
 
@@ -114,25 +148,21 @@ def test_another_limit_is_refused(limit: Any, error: type[Exception]) -> None:
         check_limit(limit)
 
 
-def test_a_timeout_has_a_default() -> None:
-    assert check_timeout(None, 30.0) == 30.0
-
-
 @pytest.mark.parametrize("timeout", [1, 0.001, math.inf, 10**300])
 def test_a_timeout_is_any_time_above_zero(timeout: float) -> None:
-    assert check_timeout(timeout, 30.0) == float(timeout)
+    assert check_timeout(timeout) == float(timeout)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 0.0, -0.0, math.nan, -math.inf, 10**400])
 def test_a_timeout_that_is_no_time_is_refused(timeout: float) -> None:
     with pytest.raises(ConfigError, match="timeout must be"):
-        check_timeout(timeout, 30.0)
+        check_timeout(timeout)
 
 
 @pytest.mark.parametrize("timeout", [True, "1", b"1", 1j, [1]])
 def test_a_timeout_of_another_type_is_refused(timeout: Any) -> None:
     with pytest.raises(TypeError, match="timeout must be seconds as a number, not"):
-        check_timeout(timeout, 30.0)
+        check_timeout(timeout)
 
 
 @pytest.mark.parametrize("several", [True, False])
@@ -157,3 +187,80 @@ def test_an_unknown_column_family_is_refused_and_the_known_are_named(cf: str) ->
 def test_a_column_family_is_named_by_a_str(cf: Any) -> None:
     with pytest.raises(TypeError, match="cf must be a str, not"):
         check_cf(cf, several=True)
+
+
+# --- limits, ranges, choices ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 8])
+def test_a_key_is_written_up_to_the_limit(size: int) -> None:
+    assert LIMITS.key(bytearray(size)) == bytes(size)
+
+
+def test_a_longer_key_is_named_with_what_is_put_before_it() -> None:
+    with pytest.raises(KeyTooLarge, match="a key of 13 bytes exceeds the limit of 12: storage") as caught:
+        attrs.evolve(LIMITS, key_prefix=4).key(b"123456789")
+
+    assert (caught.value.key, caught.value.size, caught.value.limit) == (b"123456789", 13, 12)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_larger_value_is_named_with_its_key() -> None:
+    assert LIMITS.value(b"k", memoryview(bytes(16))) == bytes(16)
+
+    with pytest.raises(ValueTooLarge, match="a value of 17 bytes exceeds the limit of 16; split it") as caught:
+        LIMITS.value(b"k", bytes(17))
+
+    assert (caught.value.key, caught.value.size, caught.value.limit) == (b"k", 17, 16)
+
+
+@pytest.mark.parametrize("error", [KeyTooLarge(b"k", 2, 1), ValueTooLarge(b"k", 2, 1)])
+def test_errors_of_size_survive_pickling(error: KeyTooLarge | ValueTooLarge) -> None:
+    copied = pickle.loads(pickle.dumps(error))
+
+    assert type(copied) is type(error)
+    assert (copied.key, copied.size, copied.limit, str(copied)) == (b"k", 2, 1, str(error))
+
+
+def test_a_range_is_given_by_bounds_or_by_a_prefix() -> None:
+    assert as_range(b"a", bytearray(b"b")) == KeyRange(b"a", b"b")
+    assert as_range(b"", b"", b"a") == KeyRange(b"a", b"b")
+    assert as_range(b"", b"", b"") == KeyRange()
+    with pytest.raises(ConfigError, match="either a prefix or start and end"):
+        as_range(b"a", b"", b"a")
+    with pytest.raises(ConfigError, match="either a prefix or start and end"):
+        as_range(b"", b"b", b"")
+
+
+def test_ranges_are_tuples_or_ranges() -> None:
+    assert as_ranges([(b"a", b"b"), [b"c", memoryview(b"")], KeyRange(b"x", b"y")]) == [
+        KeyRange(b"a", b"b"),
+        KeyRange(b"c"),
+        KeyRange(b"x", b"y"),
+    ]
+
+
+@pytest.mark.parametrize("ranges", [b"ab", "ab", None, 3, KeyRange()])
+def test_one_range_is_not_many(ranges: Any) -> None:
+    with pytest.raises(TypeError, match="ranges must be an iterable of"):
+        as_ranges(ranges)
+
+
+@pytest.mark.parametrize("key_range", [b"ab", "ab", None, (b"a",), (b"a", b"b", b"c"), {b"a", b"b"}])
+def test_what_is_no_range_is_refused(key_range: Any) -> None:
+    with pytest.raises(TypeError, match=r"a range must be a \(start, end\) tuple, not"):
+        as_ranges([key_range])
+
+
+def test_errors_are_raised_or_returned() -> None:
+    assert check_on_error("return")
+    assert not check_on_error("raise")
+    with pytest.raises(ConfigError, match="on_error must be 'raise' or 'return', not 'ignore'"):
+        check_on_error("ignore")
+
+
+def test_progress_is_told_to_a_function() -> None:
+    check_progress(None)
+    check_progress(print)
+    with pytest.raises(TypeError, match="progress must be a function, not int"):
+        check_progress(1)
