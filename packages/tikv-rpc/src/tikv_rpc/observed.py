@@ -33,11 +33,10 @@ from tikv_rpc.observer import (
     RpcObserver,
     WaitReport,
 )
-from tikv_rpc.plan import Edge, Plan
+from tikv_rpc.plan import Plan
 from tikv_rpc.request import Request
 from tikv_rpc.route import Route, manner
 from tikv_rpc.waits import CountedBackoffer, Waits
-from tikv_rpc.work import KeyWork, RangeWork
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -119,7 +118,7 @@ class ObservedOperation(Generic[Work, Result]):
     async def execute(self, work: Work, call: Call) -> Result:
         """Do the work."""
         now = call.deadline.now
-        key, keys = _subject(work)
+        key, keys = subject_of(work)
         operation = Operation(call.operation, key, keys, now())
         hearing = [each for each in (observer.begin(operation) for observer in self.observers) if each is not None]
         if not hearing:
@@ -197,18 +196,15 @@ def _outcome(response: Any, entry: RegionEntry, index: int) -> str:
     return RegionError.from_pb(response.region_error, entry.id, entry.stores[index].id).kind
 
 
-def _subject(work: Any) -> tuple[bytes, int | None]:
-    """Return what a plan's work is about: a key, and how many there are if it was given many."""
-    match work:
-        case KeyWork():
-            return (work.keys[0] if work.keys else b""), len(work.keys)
-        case RangeWork():
-            return work.whole.start, None
-        case Edge():
-            return work.key_range.start, None
-        case (bytes() as key, _):
-            return key, None
-    return b"", None
+def subject_of(work: Any) -> tuple[bytes | None, int | None]:
+    """Return what a plan's work is about: a key, and how many there are if it was given many.
+
+    Of a (key, request) pair that is its key; of other work its `subject`, if it has one.
+    """
+    if isinstance(work, tuple):
+        return work[0], None
+    subject: tuple[bytes | None, int | None] = getattr(work, "subject", (None, None))
+    return subject
 
 
 class ObservedRegionCache(RegionCache):

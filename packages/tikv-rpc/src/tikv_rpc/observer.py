@@ -22,10 +22,11 @@ class Operation:
 
     name: str
     """Such as `batch_get`. A scan has one operation for each page."""
-    key: bytes
-    """Its key, the first of several, or the lower end of its range; as the caller knows it, without a prefix."""
+    key: bytes | None
+    """Its key, the first of several, or the lower end of its range; as the caller knows it, without a prefix. None when
+    its work has no `subject` to tell."""
     keys: int | None
-    """How many keys it was given; None for one of a single key or of a range."""
+    """How many keys it was given; None for one of a single key or of a range, or if that is not known."""
     started: float
     """When, on the client's clock."""
 

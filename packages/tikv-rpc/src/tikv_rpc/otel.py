@@ -7,16 +7,24 @@ Source: OpenTelemetry semantic-conventions, database spans and metrics; client-g
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Token
+from functools import partial
 from typing import Final, TypeAlias
 
 from google.protobuf.message import Message
 from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from tikv_pd import ClosedError
 from tikv_proto import kvrpcpb
+from tikv_region import Liveness
 
 from tikv_rpc.intercept import Attempt, Proceed
 from tikv_rpc.observer import CANCELLED, OK, PD, AttemptReport, Operation, OperationReport, WaitReport
+
+if TYPE_CHECKING:
+    from tikv_rpc.stats import RpcStats, StoreStats
 
 Attributes: TypeAlias = dict[str, str | int | bool]
 
@@ -29,6 +37,21 @@ _FINE_SECONDS: Final = tuple(0.0005 * 2**step for step in range(16))
 _RETRIES: Final = (0.0, 1.0, 2.0, 3.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 _BYTES: Final = tuple(float(16 * 4**step) for step in range(11))
 _STALE_READS: Final = {OK: "hit", "data_is_not_ready": "miss"}
+
+_Read: TypeAlias = "Callable[[StoreStats], float]"
+_COUNTERS: Final[Sequence[tuple[str, str, str, _Read]]] = (
+    ("tikv.client.batch.messages", "{message}", "BatchCommands messages sent.", lambda store: store.batch.messages),
+    ("tikv.client.batch.requests", "{request}", "Requests in them.", lambda store: store.batch.requests),
+    ("tikv.client.batch.late_responses", "{response}", "Answers nobody waited for.", lambda store: store.batch.late),
+    ("tikv.client.batch.reconnects", "{stream}", "Streams that broke.", lambda store: store.batch.reconnects),
+    ("tikv.client.unary.requests", "{request}", "Requests sent by themselves.", lambda store: store.batch.unary),
+)
+_LEVELS: Final[Sequence[tuple[str, str, str, _Read]]] = (
+    ("tikv.client.requests.in_flight", "{request}", "Calls under way.", lambda store: store.batch.in_flight),
+    ("tikv.client.requests.queued", "{request}", "Those that wait for their turn.", lambda store: store.batch.queued),
+    ("tikv.client.store.up", "1", "Whether it answers.", lambda store: float(store.liveness is Liveness.REACHABLE)),
+    ("tikv.client.store.slow_score", "1", "How slow it is, from 1 to 100.", lambda store: store.slow_score),
+)
 
 
 class OtelObserver:
@@ -49,6 +72,19 @@ class OtelObserver:
     ) -> None:
         self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
         self._meters = _Meters(metrics.get_meter(_SCOPE, meter_provider=meter_provider))
+
+    @contextmanager
+    def watch(self, stats: Callable[[], RpcStats]) -> Iterator[None]:
+        """Export the statistics of a client as metrics, inside the block.
+
+        Args:
+            stats: Returns them, such as `RpcClient.stats`; called by whoever exports, perhaps in a thread of its own.
+        """
+        self._meters.stats.append(stats)
+        try:
+            yield
+        finally:
+            self._meters.stats.remove(stats)
 
     def begin(self, operation: Operation) -> _TracedOperation:
         """Begin the span of an operation."""
@@ -82,13 +118,12 @@ class _TracedOperation:
         self._meters.attempt(report)
         if not self._span.is_recording():
             return
-        host, _, port = report.address.rpartition(":")
         attributes: Attributes = {
+            **_server(report.address),
             "db.system.name": _SYSTEM,
             "rpc.system": "grpc",
             "rpc.service": "tikvpb.Tikv",
             "rpc.method": report.rpc,
-            "server.address": host.strip("[]"),
             "tikv.store.id": report.store_id,
             "tikv.region.id": report.region_id,
             "tikv.access": report.access,
@@ -97,8 +132,6 @@ class _TracedOperation:
             "tikv.request.size": report.request_bytes,
             "tikv.response.size": report.response_bytes,
         }
-        if port.isdecimal():
-            attributes["server.port"] = int(port)
         if report.forwarded_to:
             attributes["tikv.forwarded_to"] = report.forwarded_to
         self._child(report.rpc, SpanKind.CLIENT, attributes, report.started, report.seconds, report.outcome)
@@ -132,6 +165,14 @@ class _TracedOperation:
 
     def _at(self, moment: float) -> int:
         return self._origin + round(moment * 1e9)
+
+
+def _server(address: str) -> Attributes:
+    host, _, port = address.rpartition(":")
+    attributes: Attributes = {"server.address": host.strip("[]")}
+    if port.isdecimal():
+        attributes["server.port"] = int(port)
+    return attributes
 
 
 def _fail(span: Span, outcome: str) -> None:
@@ -172,6 +213,12 @@ class _Meters:
         )
         self._rpc_errors = meter.create_counter("tikv.client.rpc_errors", "{attempt}", "Attempts without an answer.")
         self._stale = meter.create_counter("tikv.client.stale_reads", "{attempt}", "Stale reads, by what came of them.")
+        self.stats: list[Callable[[], RpcStats]] = []
+        """The clients whose statistics are exported."""
+        for name, unit, description, read in _COUNTERS:
+            meter.create_observable_counter(name, [partial(self._read, read)], unit, description)
+        for name, unit, description, read in _LEVELS:
+            meter.create_observable_gauge(name, [partial(self._read, read)], unit, description)
 
     def attempt(self, report: AttemptReport) -> None:
         """Record an attempt."""
@@ -198,6 +245,13 @@ class _Meters:
             self._pd.record(report.seconds)
         else:
             self._backoff.record(report.seconds, {"tikv.wait.kind": report.kind})
+
+    def _read(self, read: _Read, _options: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
+        for stats in self.stats.copy():
+            # The client may be closed by now.
+            with suppress(ClosedError):
+                for address, store in stats().stores.items():
+                    yield metrics.Observation(read(store), _server(address) | {"tikv.store.id": store.store_id})
 
     def end(self, attributes: Attributes, name: str, report: OperationReport) -> None:
         """Record an operation."""

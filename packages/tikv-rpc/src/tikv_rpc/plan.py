@@ -108,6 +108,11 @@ class Edge(Generic[Resp]):
     request: Callable[[KeyRange], Request[Resp]]
     """Returns the request for the part of the range that lies in that Region."""
 
+    @property
+    def subject(self) -> tuple[bytes, None]:
+        """What observers hear it is about: the lower end of the range."""
+        return self.key_range.start, None
+
 
 @attrs.frozen
 class AtEdge(Generic[Resp]):

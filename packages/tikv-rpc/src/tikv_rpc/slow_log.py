@@ -73,13 +73,12 @@ class _Kept:
     def lines(self, report: OperationReport, redaction: Redaction) -> Iterator[str]:
         """Render it."""
         operation = self._operation
-        key = shorten(redact_key(operation.key, redaction))
-        subject = f"key {key}" if operation.keys is None else f"{_count(operation.keys, 'key')} from {key}"
-        waits = _count(report.waits, "wait")
-        yield (
-            f"slow {operation.name}: {report.seconds:.3f} s, {report.outcome}, {subject},"
-            f" {_count(report.attempts, 'attempt')}, {waits}"
-        )
+        parts = [f"{report.seconds:.3f} s", report.outcome]
+        if operation.key is not None:
+            key = shorten(redact_key(operation.key, redaction))
+            parts.append(f"key {key}" if operation.keys is None else f"{_count(operation.keys, 'key')} from {key}")
+        parts += [_count(report.attempts, "attempt"), _count(report.waits, "wait")]
+        yield f"slow {operation.name}: {', '.join(parts)}"
         events = sorted([*self._first, *self._last], key=lambda event: event.started)
         for branch in sorted({event.branch for event in events}):
             if branch:

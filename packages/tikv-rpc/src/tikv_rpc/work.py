@@ -34,6 +34,11 @@ class KeyWork(Generic[Resp]):
         """Every position."""
         return range(len(self.keys))
 
+    @property
+    def subject(self) -> tuple[bytes | None, int]:
+        """What observers hear it is about: the first key, and how many there are."""
+        return (self.keys[0] if self.keys else None), len(self.keys)
+
     async def begin(self, cache: RegionCache, call: Call) -> list[tuple[RegionEntry, Sequence[int]]]:
         """Group all keys by Region."""
         return await self.split(self.whole, cache, call)
@@ -73,6 +78,11 @@ class RangeWork(Generic[Resp]):
     """The range."""
     build: Callable[[KeyRange], Request[Resp]]
     """Returns the request for a part that lies in one Region."""
+
+    @property
+    def subject(self) -> tuple[bytes, None]:
+        """What observers hear it is about: the lower end of the range."""
+        return self.whole.start, None
 
     async def begin(self, cache: RegionCache, call: Call) -> list[tuple[RegionEntry, KeyRange]]:
         """Cut the range at the borders of Regions."""

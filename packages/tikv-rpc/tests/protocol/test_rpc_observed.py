@@ -12,12 +12,13 @@ from google.protobuf.message import Message
 from tikv_pd import DeadlineExceeded, PdClient, TikvError
 from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import PD, Tikv
-from tikv_region import Liveness
+from tikv_region import KeyRange, Liveness
 from tikv_rpc import (
     AtKey,
     Attempt,
     AttemptReport,
     Dispatch,
+    Edge,
     Effect,
     Execution,
     FanOut,
@@ -27,6 +28,7 @@ from tikv_rpc import (
     OperationReport,
     Plan,
     Proceed,
+    RangeWork,
     ReplicaRead,
     Request,
     RequestOptions,
@@ -39,6 +41,7 @@ from tikv_rpc import (
     dispatch,
     operation,
 )
+from tikv_rpc.observed import subject_of
 from tikv_rpc.testing import FakeCluster
 
 if TYPE_CHECKING:
@@ -72,6 +75,10 @@ class Heard:
 
     def end(self, report: OperationReport) -> None:
         self.ended.append(report)
+
+
+def _no_request(_part: Any) -> Any:
+    raise NotImplementedError
 
 
 class Seen:
@@ -192,6 +199,20 @@ class TestObserver:
         assert (heard.began[0].key, heard.began[0].keys) == (b"a", 3)
         assert sorted(each.branch for each in heard.attempts) == [1, 2, 3]
         assert heard.ended[0].attempts == 3
+
+    @pytest.mark.parametrize(
+        ("work", "subject"),
+        [
+            ((b"k", None), (b"k", None)),
+            (KeyWork([b"b", b"a"], _no_request, 1, 1, _no_request), (b"b", 2)),
+            (KeyWork([], _no_request, 1, 1, _no_request), (None, 0)),
+            (RangeWork(KeyRange(b"a", b"c"), _no_request), (b"a", None)),
+            (Edge(KeyRange(b"a", b"c"), at_end=True, request=_no_request), (b"a", None)),
+            (object(), (None, None)),
+        ],
+    )
+    def test_what_an_operation_is_about_is_told_by_its_work(self, work: object, subject: object) -> None:
+        assert subject_of(work) == subject
 
     async def test_a_read_by_a_follower_is_reported_as_one(self, cluster: FakeCluster) -> None:
         heard = Heard()

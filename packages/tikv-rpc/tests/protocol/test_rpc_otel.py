@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
-from tikv_pd import DeadlineExceeded
+from tikv_pd import ClosedError, DeadlineExceeded
 from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import Tikv
 from tikv_rpc import (
@@ -35,6 +35,7 @@ from tikv_rpc import (
     RequestOptions,
     RetryRegion,
     RpcClient,
+    RpcStats,
     WaitReport,
     dispatch,
     operation,
@@ -63,10 +64,9 @@ class Collector:
 
     def points(self, metric: str) -> list[Any]:
         data = self._reader.get_metrics_data()
-        assert data is not None
         return [
             point
-            for resource in data.resource_metrics
+            for resource in (data.resource_metrics if data is not None else [])
             for scope in resource.scope_metrics
             for each in scope.metrics
             if each.name == metric
@@ -278,6 +278,27 @@ class TestMetrics:
 
         assert collector.points("tikv.client.request.size")[0].sum > 10
         assert collector.points("tikv.client.response.size")[0].sum > 0
+
+    async def test_the_statistics_of_a_client_are_exported_while_it_is_watched(
+        self, cluster: FakeCluster, collector: Collector
+    ) -> None:
+        async with cluster.connect() as rpc:
+            with collector.observer.watch(rpc.stats):
+                await get(rpc)
+                (requests,) = collector.points("tikv.client.batch.requests")
+                (is_up,) = collector.points("tikv.client.store.up")
+            after = collector.points("tikv.client.store.up")
+
+        assert (requests.value, is_up.value) == (1, 1)
+        assert requests.attributes == {"server.address": "tikv1", "server.port": 20160, "tikv.store.id": 1}
+        assert after == []
+
+    def test_the_statistics_of_a_client_that_is_closed_are_left_out(self, collector: Collector) -> None:
+        def stats() -> RpcStats:
+            raise ClosedError("RawClient")
+
+        with collector.observer.watch(stats):
+            assert collector.points("tikv.client.store.up") == []
 
     def test_time_outside_of_the_store_and_stale_reads_are_recorded(self, collector: Collector) -> None:
         traced = collector.observer.begin(Operation("get", b"k", None, 0.0))
