@@ -513,6 +513,58 @@ class TestPartitioned:
         assert await engine.get(KEY) == b"v"
 
 
+class TestLimits:
+    async def test_one_operation_keeps_so_many_requests_under_way(self, cluster: EmbeddedCluster) -> None:
+        config = RawConfig(batch_keys=8, rpc=RpcConfig(concurrency=3))
+        async with RawClient(cluster.url, config=config) as client:
+            held = cluster.faults.on("RawBatchGet").hold()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.batch_get, KEYS)
+                with anyio.fail_after(5.0):
+                    await held.struck(3)
+                await anyio.sleep(0.1)
+                waiting = held.waiting
+                held.lift()
+
+        assert waiting == 3
+
+    async def test_one_connection_to_a_store_keeps_so_many_under_way_and_answers_all(
+        self, cluster: EmbeddedCluster, engine_on: EngineOn
+    ) -> None:
+        most = 0
+        async with engine_on(cluster, RpcConfig(max_in_flight=4)) as engine:
+            await engine.put(KEY, b"v")
+            slow = cluster.faults.on("RawGet").delay(0.005)
+
+            async def read() -> None:
+                nonlocal most
+                assert await engine.get(KEY) == b"v"
+                most = max(most, slow.waiting)
+
+            await in_parallel([read] * 100)
+
+        assert slow.strikes == 100
+        assert 1 < most <= 4
+
+    async def test_stores_that_take_long_do_not_hold_up_the_others(
+        self, cluster: EmbeddedCluster, engine_on: EngineOn
+    ) -> None:
+        store = leader_of(cluster)
+        others = [key for key in KEYS if leader_of(cluster, key) != store]
+        async with engine_on(cluster, RpcConfig(max_in_flight=4)) as engine:
+            held = cluster.faults.on("RawGet", store=store).hold()
+            async with anyio.create_task_group() as tasks:
+                for _ in range(100):
+                    tasks.start_soon(engine.get, KEY)
+                with anyio.fail_after(5.0):
+                    await held.struck(4)
+                with lasts(0, SLACK):
+                    await in_parallel(partial(engine.get, key) for key in others)
+                held.lift()
+
+        assert len(others) > CALLERS / 4
+
+
 async def test_thousands_of_calls_wait_for_a_store_that_takes_its_time(
     cluster: EmbeddedCluster, engine: Engine
 ) -> None:
