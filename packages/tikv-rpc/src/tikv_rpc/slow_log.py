@@ -74,9 +74,11 @@ class _Kept:
         """Render it."""
         operation = self._operation
         parts = [f"{report.seconds:.3f} s", report.outcome]
-        if operation.key is not None:
-            key = shorten(redact_key(operation.key, redaction))
-            parts.append(f"key {key}" if operation.keys is None else f"{_count(operation.keys, 'key')} from {key}")
+        key = None if operation.key is None else shorten(redact_key(operation.key, redaction))
+        if operation.keys is not None:
+            parts.append(_count(operation.keys, "key") + (f" from {key}" if key is not None else ""))
+        elif key is not None:
+            parts.append(f"key {key}")
         parts += [_count(report.attempts, "attempt"), _count(report.waits, "wait")]
         yield f"slow {operation.name}: {', '.join(parts)}"
         events = sorted([*self._first, *self._last], key=lambda event: event.started)

@@ -133,12 +133,24 @@ class TestSlowLog:
         assert "kind999 " in lines[-2]
         assert lines[-1].strip() == f"and {1000 - 2 * KEPT} more in between"
 
-    def test_work_that_does_not_tell_its_keys_is_logged_without_them(self, caplog: pytest.LogCaptureFixture) -> None:
-        kept = SlowLog(1.0).begin(Operation("batch_put", None, None, 0.0))
+    @pytest.mark.parametrize(
+        ("key", "keys", "subject"),
+        [
+            (None, None, ""),
+            (None, 5, "5 keys, "),
+            (b"k", 1, "1 key from 0x6b, "),
+            (b"k", None, "key 0x6b, "),
+            (b"", None, "key 0x, "),
+        ],
+    )
+    def test_what_is_known_of_keys_is_told(
+        self, caplog: pytest.LogCaptureFixture, key: bytes | None, keys: int | None, subject: str
+    ) -> None:
+        kept = SlowLog(1.0).begin(Operation("batch_put", key, keys, 0.0))
 
         kept.end(OperationReport(2.0, "OK", 3, 1))
 
-        assert logged(caplog) == ["slow batch_put: 2.000 s, OK, 3 attempts, 1 wait"]
+        assert logged(caplog) == [f"slow batch_put: 2.000 s, OK, {subject}3 attempts, 1 wait"]
 
     def test_branches_are_shown_together(self, caplog: pytest.LogCaptureFixture) -> None:
         kept = SlowLog(1.0).begin(Operation("batch_get", b"k", 2, 10.0))
