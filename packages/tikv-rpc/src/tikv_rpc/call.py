@@ -61,7 +61,7 @@ class Call:
         """Have others hear of its waits from now on."""
         self.waits = waits
         if self._backoffer is not None:
-            self._backoffer = self._backoffer.fork_into(waits)
+            self._backoffer.listener = waits
 
     async def pause(self, kind: BackoffKind | None, cause: BaseException) -> None:
         """Wait as `kind` says before the next attempt; with None not at all, unless that happened too often.

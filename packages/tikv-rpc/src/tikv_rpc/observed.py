@@ -123,7 +123,8 @@ class ObservedOperation(Generic[Work, Result]):
         hearing = [each for each in (observer.begin(operation) for observer in self.observers) if each is not None]
         if not hearing:
             return await self.inner.execute(work, call)
-        record = Record(call.waits, _Shared(hearing, now))
+        plain = call.waits
+        record = Record(plain, _Shared(hearing, now))
         call.wait_by(record)
         outcome = CANCELLED
         try:
@@ -133,6 +134,7 @@ class ObservedOperation(Generic[Work, Result]):
             outcome = type(error).__name__
             raise
         finally:
+            call.wait_by(plain)
             record.end(now() - operation.started, outcome)
         return result
 

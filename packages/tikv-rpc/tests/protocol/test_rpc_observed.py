@@ -231,6 +231,21 @@ class TestObserver:
         assert [each.name for each in heard.began] == ["put"]
         assert [each.rpc for each in heard.attempts] == ["RawPut"]
 
+    async def test_a_call_may_be_several_operations_each_with_waits_of_its_own(self, cluster: FakeCluster) -> None:
+        heard = Heard(skipped="quiet")
+        request = Request(Tikv.RawGet, kvrpcpb.RawGetRequest(key=b"a"), Effect.READ)
+        async with cluster.connect(observers=[heard]) as rpc:
+            call, seen = rpc.call("get", 30), Seen(rpc)
+            for name in ("get", "quiet", "get"):
+                call.operation = name
+                cluster.store(1).answer_next(Tikv.RawGet, region_error=BUSY)
+                await seen.at_key.execute((b"a", request), call)
+            waited = rpc.stats().waits
+
+        assert [report.waits for report in heard.ended] == [1, 1]
+        assert len(heard.waits) == 2
+        assert waited == {"tikvServerBusy": 3}
+
     async def test_what_an_interceptor_raises_is_the_outcome(self, cluster: FakeCluster) -> None:
         class Refuse:
             name = "refuse"
