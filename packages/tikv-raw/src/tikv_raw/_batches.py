@@ -6,7 +6,7 @@ pairs with one key the later one is stored later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from typing import Any, Final, Generic, Protocol, TypeAlias
 
 import attrs
@@ -150,6 +150,11 @@ def _checked(pair: Any, limits: Limits) -> tuple[bytes, bytes, int | None]:
 class Batch(Protocol[Resp]):
     """Work of any length."""
 
+    @property
+    def subject(self) -> tuple[None, int | None]:
+        """What observers hear it is about: how many keys there are, if that is known before."""
+        ...
+
     def windows(self) -> Iterator[KeyWork[Resp]]:
         """Yield it piece by piece, each when what the one before gave was taken."""
         ...
@@ -191,18 +196,24 @@ class _Failures:
         self.by_key.update(dict.fromkeys(keys, error))
 
 
+def _number(items: object) -> int | None:
+    return len(items) if isinstance(items, Sized) else None
+
+
 class WriteBatch(Generic[Resp]):
     """A batch of writes."""
 
     def __init__(
         self,
         operation: str,
+        items: object,
         windows: Iterator[Window],
         lower: Callable[[Window], KeyWork[Resp]],
         *,
         is_kept: bool,
         progress: Progress | None,
     ) -> None:
+        self.subject = None, _number(items)
         self._windows = windows
         self._lower = lower
         self._progress = progress
@@ -236,6 +247,7 @@ class GetBatch:
 
     def __init__(
         self,
+        items: object,
         windows: Iterator[Window],
         lower: Callable[[Window], KeyWork[kvrpcpb.RawBatchGetResponse]],
         requests: RawRequests,
@@ -246,6 +258,7 @@ class GetBatch:
     ) -> None:
         self.found: dict[bytes, bytes] = {}
         """The pairs found."""
+        self.subject = None, _number(items)
         self._windows = windows
         self._lower = lower
         self._decode = requests.codec.decode_key

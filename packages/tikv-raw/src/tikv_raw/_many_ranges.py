@@ -8,7 +8,7 @@ that overlap never share one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeAlias
+from typing import Final, Generic, TypeAlias
 
 import attrs
 from tikv_pd.lowlevel import Resp
@@ -18,6 +18,9 @@ from tikv_rpc import Call, Plan, Request
 
 from tikv_raw._requests import RawRequests, rest_of_scan
 from tikv_raw._sizes import PairSizes
+
+_SMALL: Final = 16
+"""Pairs of each of many ranges that are asked for at once."""
 
 Pairs: TypeAlias = list[tuple[bytes, bytes]]
 Stretches: TypeAlias = Sequence[tuple[int, KeyRange]]
@@ -97,6 +100,11 @@ class ScanOrder:
     cf: str
     """Column family as on the wire."""
 
+    @property
+    def subject(self) -> tuple[bytes | None, int]:
+        """What observers hear it is about: the start of the first range, and how many there are."""
+        return (self.ranges[0].start if self.ranges else None), len(self.ranges)
+
 
 @attrs.frozen
 class ScanRanges:
@@ -130,8 +138,11 @@ class ScanRanges:
         self, work: ScanOrder, rests: dict[int, KeyRange], found: list[Pairs]
     ) -> tuple[int, EdgeWork[kvrpcpb.RawBatchScanResponse]]:
         """Return how many pairs of each range are asked for in this round, and the work."""
-        each = page = self.page_pairs if work.key_only else self.sizes.fit(self.page_pairs, self.page_bytes)
-        if work.limit is not None:
+        page = self.page_pairs if work.key_only else self.sizes.fit(self.page_pairs, self.page_bytes)
+        if work.limit is None:
+            # Many ranges are taken for small ones; those that are not get larger shares in the rounds that follow.
+            each = min(max(page // len(rests), _SMALL), page)
+        else:
             each = min(page, max(work.limit - len(found[number]) for number in rests))
 
         def build(parts: Sequence[KeyRange]) -> Request[kvrpcpb.RawBatchScanResponse]:
@@ -168,6 +179,11 @@ class RegionsWork(Generic[Resp]):
     """The ranges."""
     build: Callable[[Sequence[KeyRange]], Request[Resp]]
     """Returns the request for parts that lie in one Region."""
+
+    @property
+    def subject(self) -> tuple[bytes | None, None]:
+        """What observers hear it is about: the start of the first range."""
+        return (self.whole[0].start if self.whole else None), None
 
     async def begin(self, cache: RegionCache, call: Call) -> list[tuple[RegionEntry, Sequence[KeyRange]]]:
         """Cut the ranges at the borders of Regions."""

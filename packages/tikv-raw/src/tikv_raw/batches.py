@@ -90,7 +90,7 @@ class BatchOperations(KeyOperations):
             return requests.batch_get(window.keys, cf_on_wire, span.request_keys, span.request_bytes, expected)
 
         windows = key_windows(keys, span, as_key, lambda: int(opened.sizes.guess))
-        batch = GetBatch(windows, lower, requests, opened.sizes, is_kept=is_kept, progress=progress)
+        batch = GetBatch(keys, windows, lower, requests, opened.sizes, is_kept=is_kept, progress=progress)
         plan = opened.batch_get_each if is_kept else opened.batch_get
         await plan.execute(batch, self._begin(opened, "batch_get", timeout, priority, replica_read))
         return self._shown(batch.outcome) if is_kept else batch.found
@@ -172,7 +172,7 @@ class BatchOperations(KeyOperations):
             )
 
         windows = pair_windows(pairs, opened.limits.ttl(ttl), span, opened.limits)
-        batch = WriteBatch("batch_put", windows, lower, is_kept=is_kept, progress=progress)
+        batch = WriteBatch("batch_put", pairs, windows, lower, is_kept=is_kept, progress=progress)
         plan = opened.batch_put_each if is_kept else opened.batch_put
         await plan.execute(batch, self._begin(opened, "batch_put", timeout, priority))
         return self._shown(batch.outcome) if is_kept else None
@@ -245,7 +245,7 @@ class BatchOperations(KeyOperations):
             return requests.batch_delete(window.keys, cf_on_wire, span.request_keys, span.request_bytes)
 
         windows = key_windows(keys, span, opened.limits.key, int)
-        batch = WriteBatch("batch_delete", windows, lower, is_kept=is_kept, progress=progress)
+        batch = WriteBatch("batch_delete", keys, windows, lower, is_kept=is_kept, progress=progress)
         plan = opened.batch_delete_each if is_kept else opened.batch_delete
         await plan.execute(batch, self._begin(opened, "batch_delete", timeout, priority))
         return self._shown(batch.outcome) if is_kept else None

@@ -43,6 +43,7 @@ class RawMap:
             Tikv.RawBatchDelete: self._batch_delete,
             Tikv.RawDeleteRange: self._delete_range,
             Tikv.RawScan: self._scan,
+            Tikv.RawBatchScan: self._batch_scan,
             Tikv.RawGetKeyTTL: self._key_ttl,
             Tikv.RawCompareAndSwap: self._compare_and_swap,
             Tikv.RawChecksum: self._checksum,
@@ -113,18 +114,34 @@ class RawMap:
         return kvrpcpb.RawDeleteRangeResponse()
 
     def _scan(self, request: kvrpcpb.RawScanRequest, bounds: Bounds) -> kvrpcpb.RawScanResponse:
-        lower, upper = request.start_key, request.end_key
-        if request.reverse:
-            lower, upper = upper, lower
+        return kvrpcpb.RawScanResponse(
+            kvs=self._pairs(request, request.start_key, request.end_key, request.limit, bounds)
+        )
+
+    def _batch_scan(self, request: kvrpcpb.RawBatchScanRequest, bounds: Bounds) -> kvrpcpb.RawBatchScanResponse:
+        response = kvrpcpb.RawBatchScanResponse()
+        following = [*(span.start_key for span in request.ranges), b""][1:]
+        for span, after in zip(request.ranges, following, strict=True):
+            end = span.end_key or after
+            if end and (span.start_key <= end if request.reverse else span.start_key >= end):
+                invalid = kvrpcpb.KvPair(error=kvrpcpb.KeyError(abort="Invalid KeyRanges"))
+                return kvrpcpb.RawBatchScanResponse(kvs=[invalid])
+            response.kvs.extend(self._pairs(request, span.start_key, end, request.each_limit, bounds))
+        return response
+
+    def _pairs(
+        self,
+        request: kvrpcpb.RawScanRequest | kvrpcpb.RawBatchScanRequest,
+        start: bytes,
+        end: bytes,
+        limit: int,
+        bounds: Bounds,
+    ) -> list[kvrpcpb.KvPair]:
+        lower, upper = (end, start) if request.reverse else (start, end)
         found = list(self._live(request.cf, *_within(lower, upper, bounds)))
         if request.reverse:
             found.reverse()
-        return kvrpcpb.RawScanResponse(
-            kvs=[
-                kvrpcpb.KvPair(key=key, value=b"" if request.key_only else known.value)
-                for key, known in found[: request.limit]
-            ]
-        )
+        return [kvrpcpb.KvPair(key=key, value=b"" if request.key_only else known.value) for key, known in found[:limit]]
 
     def _key_ttl(self, request: kvrpcpb.RawGetKeyTTLRequest, _bounds: Bounds) -> kvrpcpb.RawGetKeyTTLResponse:
         found = self._find(request.cf, request.key)

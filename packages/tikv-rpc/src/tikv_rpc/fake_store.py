@@ -410,7 +410,8 @@ def _keys(request: Any) -> list[bytes]:
     if "pairs" in fields:
         return [pair.key for pair in request.pairs]
     if "ranges" in fields:
-        return [span.start_key for span in request.ranges]
+        is_reverse = getattr(request, "reverse", False)
+        return [span.end_key if is_reverse else span.start_key for span in request.ranges]
     if "start_key" in fields:
         return [request.end_key if getattr(request, "reverse", False) else request.start_key]
     return []

@@ -1,0 +1,393 @@
+"""Batches: TTLs of their own, outcomes by key, any length in bounded memory, progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from tikv_proto import errorpb, kvrpcpb
+from tikv_proto.services import Tikv
+from tikv_raw import (
+    BatchOutcome,
+    ClosedError,
+    DeadlineExceeded,
+    EntryTooLarge,
+    KeyTooLarge,
+    RawClient,
+    RawConfig,
+    RawError,
+    RpcConfig,
+    UndeterminedError,
+    ValueTooLarge,
+)
+from tikv_rpc.testing import FakeCluster
+
+
+@pytest.fixture
+async def small(cluster: FakeCluster) -> AsyncIterator[RawClient]:
+    """Windows of eight keys: two requests of two keys each at a time, twice."""
+    config = RawConfig(batch_keys=2, rpc=RpcConfig(concurrency=2))
+    async with RawClient(cluster.url, api_version="v1ttl", config=config, transport=cluster.transport) as opened:
+        yield opened
+
+
+def keys(number: int) -> list[bytes]:
+    return [b"a%03d" % count for count in range(number)]
+
+
+# --- TTLs -------------------------------------------------------------------------------------------------------------
+
+
+async def test_each_pair_may_have_a_ttl_of_its_own(cluster: FakeCluster, client: RawClient) -> None:
+    await client.batch_put([(b"a", b"1", 10), (b"b", b"2"), (b"c", b"3", None), (b"h", b"4", 30)], ttl=20)
+
+    assert [await client.ttl(key) for key in (b"a", b"b", b"c", b"h")] == [10, 20, 0, 30]
+    sent = sorted((list(request.ttls) for request in cluster.requests(Tikv.RawBatchPut)), key=len)
+    assert sent == [[30], [10, 20, 0]]
+
+
+async def test_one_ttl_for_all_travels_once(cluster: FakeCluster, client: RawClient) -> None:
+    await client.batch_put({b"a": b"1", b"b": b"2"}, ttl=20)
+    await client.batch_put([(b"a", b"1", 5), (b"b", b"2", 5)])
+    await client.batch_put([(b"a", b"1", None), (b"b", b"2")])
+
+    assert [list(request.ttls) for request in cluster.requests(Tikv.RawBatchPut)] == [[20], [5], []]
+
+
+async def test_ttls_stay_with_their_pairs_when_a_region_splits(cluster: FakeCluster, client: RawClient) -> None:
+    await client.get(b"a")
+    cluster.store(1).before_next(Tikv.RawBatchPut, lambda: cluster.split(b"c"))
+
+    await client.batch_put([(b"d", b"4", 40), (b"a", b"1", 10), (b"b", b"2", 20)])
+
+    assert [await client.ttl(key) for key in (b"a", b"b", b"d")] == [10, 20, 40]
+
+
+async def test_of_several_pairs_with_one_key_value_and_ttl_of_the_last_count(client: RawClient) -> None:
+    await client.batch_put([(b"a", b"1", 10), (b"b", b"1"), (b"a", b"2"), (b"b", b"2", 30)], ttl=20)
+
+    assert await client.batch_get([b"a", b"b"]) == {b"a": b"2", b"b": b"2"}
+    assert [await client.ttl(b"a"), await client.ttl(b"b")] == [20, 30]
+
+
+# --- outcomes by key --------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_that_succeeds_has_no_failures(client: RawClient) -> None:
+    pairs = {b"a": b"1", b"h": b"2", b"q": b"3"}
+
+    assert await client.batch_put(pairs, on_error="return") == BatchOutcome({}, {})
+    assert await client.batch_get([*pairs, b"z"], on_error="return") == BatchOutcome(pairs, {})
+    assert await client.batch_delete(pairs, on_error="return") == BatchOutcome({}, {})
+    assert await client.count() == 0
+
+
+async def test_what_a_store_refuses_fails_by_key_and_the_rest_is_done(cluster: FakeCluster, client: RawClient) -> None:
+    await client.batch_get([b"a", b"h"])
+    cluster.move_leader(b"h", 2)
+    await client.get(b"h")
+    cluster.store(2).answer_next(Tikv.RawBatchPut, kvrpcpb.RawBatchPutResponse(error="not today"))
+
+    outcome = await client.batch_put({b"a": b"1", b"h": b"2", b"i": b"3", b"q": b"4"}, on_error="return")
+
+    assert set(outcome.failures) == {b"h", b"i"}
+    assert all(isinstance(error, RawError) for error in outcome.failures.values())
+    assert cluster.data == {b"a": b"1", b"q": b"4"}
+
+
+async def test_a_write_that_may_have_happened_is_told_from_one_that_did_not(
+    cluster: FakeCluster, client: RawClient
+) -> None:
+    await client.batch_get([b"a", b"h", b"q"])
+    cluster.move_leader(b"h", 2)
+    cluster.move_leader(b"q", 3)
+    await client.batch_get([b"a", b"h", b"q"])
+    cluster.store(2).script(Tikv.RawBatchPut, lose_answers_about_h, times=math.inf)
+    cluster.store(3).stop()
+    await wait_all_tasks_blocked()  # The client sees its connection break.
+
+    outcome = await client.batch_put({b"a": b"1", b"h": b"2", b"q": b"3"}, on_error="return", timeout=5.0)
+
+    assert set(outcome.failures) == {b"h", b"q"}
+    assert isinstance(outcome.failures[b"h"], UndeterminedError)
+    assert isinstance(outcome.failures[b"q"], DeadlineExceeded)
+    assert cluster.data == {b"a": b"1", b"h": b"2"}
+
+
+async def lose_answers_about_h(request: kvrpcpb.RawBatchPutRequest, serve: Callable[[], Any]) -> Any:
+    answer = await serve()
+    if request.pairs[0].key == b"h":
+        await anyio.sleep_forever()
+    return answer
+
+
+async def test_a_read_that_fails_leaves_the_others(cluster: FakeCluster, client: RawClient) -> None:
+    for key in (b"a", b"b", b"h"):
+        cluster.raw.put(key, b"v")
+    broken = kvrpcpb.RawBatchGetResponse(
+        pairs=[
+            kvrpcpb.KvPair(key=b"a", error=kvrpcpb.KeyError(abort="broken block")),
+            kvrpcpb.KvPair(key=b"b", value=b"v"),
+        ]
+    )
+    await client.batch_get([b"a", b"h"])
+    cluster.move_leader(b"a", 2)
+    await client.get(b"a")
+    cluster.store(2).answer_next(Tikv.RawBatchGet, broken)
+
+    outcome = await client.batch_get([b"a", b"b", b"h"], on_error="return")
+
+    assert outcome.values == {b"b": b"v", b"h": b"v"}
+    assert [(key, str(error)) for key, error in outcome.failures.items()] == [
+        (b"a", "the store refused batch_get: broken block")
+    ]
+
+
+async def test_a_refused_read_without_a_key_fails_for_all_its_keys(cluster: FakeCluster, client: RawClient) -> None:
+    refusal = kvrpcpb.RawBatchGetResponse(pairs=[kvrpcpb.KvPair(error=kvrpcpb.KeyError(abort="invalid cf"))])
+    cluster.store(1).answer_next(Tikv.RawBatchGet, refusal)
+
+    outcome = await client.batch_get([b"a", b"b"], on_error="return")
+
+    assert set(outcome.failures) == {b"a", b"b"}
+    assert outcome.values == {}
+
+
+async def test_a_cluster_that_is_gone_fails_every_key(cluster: FakeCluster, client: RawClient) -> None:
+    for store in cluster.stores.values():
+        store.stop()
+
+    outcome = await client.batch_put({b"a": b"1", b"q": b"2"}, on_error="return", timeout=3.0)
+
+    assert {key: type(error) for key, error in outcome.failures.items()} == {
+        b"a": DeadlineExceeded,
+        b"q": DeadlineExceeded,
+    }
+
+
+async def test_what_is_too_large_for_a_store_fails_by_key(cluster: FakeCluster, client: RawClient) -> None:
+    error = errorpb.Error(raft_entry_too_large=errorpb.RaftEntryTooLarge(entry_size=99))
+    cluster.store(1).answer_next(Tikv.RawBatchPut, region_error=error)
+
+    outcome = await client.batch_put({b"a": b"1"}, on_error="return")
+
+    assert isinstance(outcome.failures[b"a"], EntryTooLarge)
+
+
+async def test_failures_of_a_client_that_hides_keys_do_not_show_them(cluster: FakeCluster) -> None:
+    config = RawConfig(rpc=RpcConfig(redact="on"))
+    async with RawClient(cluster.url, config=config, transport=cluster.transport) as client:
+        cluster.store(1).answer_next(Tikv.RawBatchPut, kvrpcpb.RawBatchPutResponse(error="bad key 6b6579"))
+
+        outcome = await client.batch_put({b"a": b"1"}, on_error="return")
+
+        assert str(outcome.failures[b"a"]) == "the store refused batch_put: ?"
+
+
+@pytest.mark.parametrize("on_error", ["raise", "return"])
+async def test_arguments_that_cannot_work_are_raised_before_anything_is_sent(
+    cluster: FakeCluster, small: RawClient, on_error: Any
+) -> None:
+    wrong: list[Any] = [(b"z", "text")]
+    many: Any = [(key, b"v") for key in keys(100)]
+
+    with pytest.raises(TypeError, match="value must be bytes"):
+        await small.batch_put([*many, *wrong], on_error=on_error)
+    with pytest.raises(KeyTooLarge):
+        await small.batch_put([*many, (bytes(8193), b"v")], on_error=on_error)
+    with pytest.raises(ValueTooLarge):
+        await small.batch_put(dict(many) | {b"z": bytes((7 << 20) + 1)}, on_error=on_error)
+    with pytest.raises(KeyTooLarge):
+        await small.batch_delete([*keys(100), bytes(8193)], on_error=on_error)
+    with pytest.raises(TypeError, match="key must be bytes"):
+        await small.batch_get([*keys(100), "text"], on_error=on_error)  # type: ignore[list-item]  # on purpose
+
+    assert cluster.log == []
+
+
+# --- any length -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_generator_is_read_no_further_than_a_window_ahead(cluster: FakeCluster, small: RawClient) -> None:
+    made, ahead = 0, []
+
+    def make() -> Iterator[tuple[bytes, bytes]]:
+        nonlocal made
+        for key in keys(100):
+            made += 1
+            ahead.append(made - len(cluster.data))
+            yield key, b"v"
+
+    await small.batch_put(make())
+
+    assert len(cluster.data) == 100
+    assert max(ahead) == 8
+
+
+async def test_a_window_is_bounded_by_bytes_too(cluster: FakeCluster) -> None:
+    config = RawConfig(batch_bytes=1000, rpc=RpcConfig(concurrency=2))
+    sizes = []
+
+    def make() -> Iterator[tuple[bytes, bytes]]:
+        for key in keys(40):
+            sizes.append(sum(map(len, cluster.data.values())))
+            yield key, bytes(500)
+
+    async with RawClient(cluster.url, config=config, transport=cluster.transport) as client:
+        await client.batch_put(make())
+
+    # Four requests of a thousand bytes in a window: eight values.
+    assert sorted(set(sizes)) == [0, 4000, 8000, 12000, 16000]
+
+
+async def test_progress_tells_what_is_done(cluster: FakeCluster, small: RawClient) -> None:
+    told: dict[str, list[int]] = {"put": [], "get": [], "delete": []}
+
+    await small.batch_put(((key, b"v") for key in [*keys(20), *keys(3)]), progress=told["put"].append)
+    found = await small.batch_get(iter(keys(20)), progress=told["get"].append)
+    await small.batch_delete(keys(20), progress=told["delete"].append)
+
+    assert told == {"put": [8, 16, 23], "get": [8, 16, 20], "delete": [8, 16, 20]}
+    assert len(found) == 20
+    assert cluster.data == {}
+
+
+async def test_an_error_of_progress_ends_the_batch(cluster: FakeCluster, small: RawClient) -> None:
+    def stop(done: int) -> None:
+        raise ZeroDivisionError(done)
+
+    with pytest.raises(ZeroDivisionError):
+        await small.batch_put(((key, b"v") for key in keys(20)), progress=stop)
+
+    assert len(cluster.data) == 8
+    assert await small.get(b"a000") == b"v"
+
+
+async def test_an_error_of_a_generator_ends_the_batch(cluster: FakeCluster, small: RawClient) -> None:
+    def make() -> Iterator[tuple[bytes, bytes]]:
+        yield from ((key, b"v") for key in keys(12))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await small.batch_put(make())
+
+    assert len(cluster.data) == 8
+
+
+async def test_a_pair_of_a_later_window_is_stored_later(cluster: FakeCluster, small: RawClient) -> None:
+    cluster.store(1).delay_next(Tikv.RawBatchPut, 1.0, times=3)
+
+    await small.batch_put([(b"a000", b"first"), *((key, b"v") for key in keys(30)[1:]), (b"a000", b"last")])
+
+    assert cluster.data[b"a000"] == b"last"
+
+
+async def test_a_batch_that_fails_after_its_first_window_may_have_been_applied(
+    cluster: FakeCluster, small: RawClient
+) -> None:
+    def make() -> Iterator[tuple[bytes, bytes]]:
+        yield from ((key, b"v") for key in keys(8))
+        for store in cluster.stores.values():
+            store.stop()
+        yield from ((key, b"v") for key in keys(20)[8:])
+
+    with pytest.raises(UndeterminedError) as caught:
+        await small.batch_put(make(), timeout=5.0)
+
+    assert isinstance(caught.value.__cause__, DeadlineExceeded)
+    assert len(cluster.data) == 8
+
+
+async def test_outcomes_of_all_windows_are_told(cluster: FakeCluster, small: RawClient) -> None:
+    cluster.store(1).script(Tikv.RawBatchPut, refuse, times=2)
+
+    outcome = await small.batch_put(((key, b"v") for key in keys(20)), on_error="return")
+
+    assert len(outcome.failures) == 4
+    assert len(cluster.data) == 16
+    assert not set(outcome.failures) & set(cluster.data)
+
+
+async def refuse(_request: Any, _serve: Callable[[], Any]) -> Any:
+    return kvrpcpb.RawBatchPutResponse(error="not today")
+
+
+async def test_a_batch_ends_when_the_client_is_closed(cluster: FakeCluster) -> None:
+    config = RawConfig(batch_keys=2, rpc=RpcConfig(concurrency=2))
+    cluster.store(1).delay_next(Tikv.RawBatchGet, 1.0, times=math.inf)
+
+    outcomes: list[str] = []
+
+    async def read(client: RawClient) -> None:
+        try:
+            await client.batch_get(iter(keys(1000)))
+        except ClosedError as error:
+            outcomes.append(str(error))
+
+    async with (
+        anyio.create_task_group() as tasks,
+        RawClient(cluster.url, config=config, transport=cluster.transport) as client,
+    ):
+        tasks.start_soon(read, client)
+        await anyio.sleep(2.5)
+
+    assert len(outcomes) == 1
+
+
+# --- sizes of answers -------------------------------------------------------------------------------------------------
+
+
+async def test_fewer_keys_are_asked_for_at_once_where_values_are_large(cluster: FakeCluster) -> None:
+    for key in keys(200):
+        cluster.raw.put(key, bytes(10_000))
+    config = RawConfig(batch_bytes=100_000)
+    async with RawClient(cluster.url, config=config, transport=cluster.transport) as client:
+        await client.batch_get(keys(200))
+        await client.batch_get(keys(200))
+        cluster.log.clear()
+
+        found = await client.batch_get(keys(200))
+
+    asked = [len(request.keys) for request in cluster.requests(Tikv.RawBatchGet)]
+    assert len(found) == 200
+    assert 7 <= max(asked) <= 10
+
+
+async def test_many_keys_are_asked_for_at_once_where_values_are_small(cluster: FakeCluster) -> None:
+    for key in keys(900):
+        cluster.raw.put(key, b"small")
+    async with RawClient(cluster.url, transport=cluster.transport) as client:
+        for _ in range(3):
+            cluster.log.clear()
+            await client.batch_get(keys(900))
+
+    assert [len(request.keys) for request in cluster.requests(Tikv.RawBatchGet)] == [900]
+
+
+async def test_pages_of_a_scan_have_fewer_pairs_where_values_are_large(cluster: FakeCluster) -> None:
+    for key in keys(200):
+        cluster.raw.put(key, bytes(10_000))
+    config = RawConfig(scan_bytes=100_000)
+    async with RawClient(cluster.url, config=config, transport=cluster.transport) as client:
+        found = [pair async for pair in client.scan()]
+
+    asked = [request.limit for request in cluster.requests(Tikv.RawScan)]
+    assert len(found) == 200
+    assert asked[0] == 1  # Nothing is known of the pairs then.
+    assert max(asked) <= 10
+
+
+async def test_pages_of_keys_alone_are_bounded_by_their_number(cluster: FakeCluster) -> None:
+    for key in keys(200):
+        cluster.raw.put(key, bytes(10_000))
+    async with RawClient(
+        cluster.url, config=RawConfig(scan_bytes=1000, scan_page=150), transport=cluster.transport
+    ) as client:
+        found = [pair async for pair in client.scan(b"a", b"b", key_only=True)]
+
+    assert found == [(key, b"") for key in keys(200)]
+    assert [request.limit for request in cluster.requests(Tikv.RawScan)] == [150, 150]
