@@ -18,7 +18,7 @@ from tikv_pd.backoff import TIKV_RPC
 from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import Resp
 from tikv_proto import errorpb
-from tikv_region import CacheAction, FlashbackInProgress, Liveness, Next, RegionEntry, RegionError
+from tikv_region import CacheAction, FlashbackInProgress, Liveness, Next, RegionEntry, RegionError, StoreEntry
 
 from tikv_rpc.call import Call
 from tikv_rpc.client import RpcClient
@@ -230,7 +230,8 @@ class RetryRegion:
             selector.on_timeout(target)
             await call.pause(None, cause)
             return
-        if _names_unreachable_leader(entry, error):
+        named = _named_leader(entry, error)
+        if named is not None and not await self._is_back(named, call):
             error.not_leader.ClearField("leader")
         decision = self.rpc.cache.on_region_error(entry, error, store)
         match decision.action:
@@ -264,6 +265,12 @@ class RetryRegion:
         else:
             await call.pause(None, cause)
 
+    async def _is_back(self, store: StoreEntry, call: Call) -> bool:
+        """Tell whether a store can be reached, also if it could not when it was last looked at."""
+        if store.health.liveness is not Liveness.UNREACHABLE:
+            return True
+        return await self.rpc.watch.probe(store, call.deadline) is Liveness.REACHABLE
+
     def _learn_load(self, selector: Selector, route: Route, busy: errorpb.ServerIsBusy) -> None:
         store = selector.entry.stores[route.target.index]
         wait = busy.estimated_wait_ms / 1000
@@ -284,9 +291,10 @@ def _is_late(error: errorpb.Error) -> bool:
     return _TOO_LATE in said.lower()
 
 
-def _names_unreachable_leader(entry: RegionEntry, error: errorpb.Error) -> bool:
+def _named_leader(entry: RegionEntry, error: errorpb.Error) -> StoreEntry | None:
+    """Return the store of the leader that an error names, if it is one of the Region's."""
     if not error.HasField("not_leader"):
-        return False
+        return None
     named = error.not_leader.leader
     stores = (store for peer, store in zip(entry.peers, entry.stores, strict=True) if peer.id == named.id)
-    return any(store.health.liveness is Liveness.UNREACHABLE for store in stores)
+    return next(stores, None)
