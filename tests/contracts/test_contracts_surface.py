@@ -27,6 +27,7 @@ MODULES = [
     "tikv_rpc.otel",
     "tikv_rpc.testing",
     "tikv_raw",
+    "tikv_raw.sync",
     "tikv_txn",
     "tikv_embedded",
 ]

@@ -80,6 +80,12 @@ class Scan(AsyncIterator[tuple[bytes, bytes]]):
                 if self._pairs is pairs:  # No other task turned the page meanwhile.
                     await self._turn_page()
 
+    async def _take_page(self) -> list[tuple[bytes, bytes]]:
+        """Return all pairs at hand at once, those of the next page when there are none; nothing at the end."""
+        async for pair in self:
+            return [pair, *self._pairs]
+        return []
+
     async def aclose(self) -> None:
         """End the scan: nothing is fetched any more, iterating ends, also for a task that waits for a pair now."""
         self._rest = None

@@ -56,6 +56,7 @@ from tikv_rpc.plan import (
     Settle as Settle,
     Splittable as Splittable,
 )
+from tikv_rpc.portal import Pages as Pages, Portal as Portal
 from tikv_rpc.request import Effect as Effect, Request as Request
 from tikv_rpc.resource_control.cost import RuModel as RuModel
 from tikv_rpc.resource_control.details import (
