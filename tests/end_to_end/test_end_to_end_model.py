@@ -91,16 +91,34 @@ class RawModel(RuleBasedStateMachine):
         for key, _ in self.pairs(cf, start, end):
             del self.model[self.cf(cf)][key]
 
-    @rule(key=KEYS, expected=st.none() | VALUES, value=VALUES, lucky=st.booleans(), cf=CFS)
-    def compare_and_swap(self, key: bytes, expected: bytes | None, value: bytes, lucky: bool, cf: str) -> None:
+    @rule(prefix=KEYS, cf=CFS)
+    def delete_prefix(self, prefix: bytes, cf: str) -> None:
+        self.run(self.client.delete_prefix, prefix, everything=True, cf=self.cf(cf))
+        for key, _ in self.pairs(cf, prefix, b""):
+            if key.startswith(prefix):
+                del self.model[self.cf(cf)][key]
+
+    @rule(key=KEYS, value=VALUES, cf=CFS)
+    def put_if_absent(self, key: bytes, value: bytes, cf: str) -> None:
+        found = self.model[self.cf(cf)].get(key)
+
+        result = self.run(self.client.put_if_absent, key, value, cf=self.cf(cf))
+
+        assert result == CasResult(swapped=found is None, previous=found)
+        self.model[self.cf(cf)].setdefault(key, value)
+
+    @rule(key=KEYS, expected=st.none() | VALUES, value=st.none() | VALUES, lucky=st.booleans(), cf=CFS)
+    def compare_and_swap(self, key: bytes, expected: bytes | None, value: bytes | None, lucky: bool, cf: str) -> None:
         found = self.model[self.cf(cf)].get(key)
         expected = found if lucky else expected
 
         result = self.run(self.client.compare_and_swap, key, expected, value, cf=self.cf(cf))
 
         assert result == CasResult(swapped=found == expected, previous=found)
-        if result.swapped:
+        if result.swapped and value is not None:
             self.model[self.cf(cf)][key] = value
+        elif result.swapped:
+            self.model[self.cf(cf)].pop(key, None)
 
     @rule(key=KEYS, cf=CFS)
     def get(self, key: bytes, cf: str) -> None:
@@ -121,6 +139,22 @@ class RawModel(RuleBasedStateMachine):
 
         expected = self.pairs(cf, start, end)
         assert self.portal.call(collect) == (expected[::-1] if reverse else expected)[:limit]
+
+    @rule(
+        ranges=st.lists(st.tuples(KEYS, KEYS), max_size=6),
+        limit=st.none() | st.integers(0, 8),
+        reverse=st.booleans(),
+        cf=CFS,
+    )
+    def batch_scan(self, ranges: list[tuple[bytes, bytes]], limit: int | None, reverse: bool, cf: str) -> None:
+        found = self.run(self.client.batch_scan, ranges, each_limit=limit, reverse=reverse, cf=self.cf(cf))
+
+        expected = [self.pairs(cf, start, end) for start, end in ranges]
+        assert found == [(pairs[::-1] if reverse else pairs)[:limit] for pairs in expected]
+
+    @rule(start=KEYS, end=KEYS, cf=CFS)
+    def count(self, start: bytes, end: bytes, cf: str) -> None:
+        assert self.run(self.client.count, start, end, cf=self.cf(cf)) == len(self.pairs(cf, start, end))
 
     @rule(prefix=KEYS, cuts=st.lists(KEYS.filter(bool), max_size=3), seed=st.integers(0, 99))
     def scan_while_regions_change(self, prefix: bytes, cuts: list[bytes], seed: int) -> None:

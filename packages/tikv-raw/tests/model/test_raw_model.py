@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from tikv_pd.testing import virtual_time
 from tikv_proto import errorpb
 from tikv_proto.services import all_rpcs
-from tikv_raw import DeadlineExceeded, RawClient, RawConfig, UndeterminedError
+from tikv_raw import BatchOutcome, DeadlineExceeded, RawClient, RawConfig, RpcConfig, UndeterminedError
 from tikv_rpc.testing import FakeCluster
 
 Value: TypeAlias = bytes | None
@@ -38,10 +38,20 @@ operations = st.one_of(
     st.tuples(st.just("delete"), keys),
     st.tuples(st.just("batch_delete"), key_lists),
     st.tuples(st.just("delete_range"), keys, keys),
-    st.tuples(st.just("compare_and_swap"), keys, st.none() | values, values, st.booleans()),
+    st.tuples(st.just("delete_prefix"), keys),
+    st.tuples(st.just("batch_put_each"), st.lists(st.tuples(keys, values), max_size=6)),
+    st.tuples(st.just("batch_delete_each"), key_lists),
+    st.tuples(st.just("compare_and_swap"), keys, st.none() | values, st.none() | values, st.booleans()),
+    st.tuples(st.just("put_if_absent"), keys, values),
     st.tuples(st.just("get"), keys),
     st.tuples(st.just("batch_get"), key_lists),
+    st.tuples(st.just("batch_get_each"), key_lists),
     st.tuples(st.just("scan"), keys, keys, st.none() | st.integers(0, 4), st.booleans()),
+    st.tuples(st.just("scan_both_ways"), keys, keys),
+    st.tuples(
+        st.just("batch_scan"), st.lists(st.tuples(keys, keys), max_size=4), st.none() | st.integers(0, 4), st.booleans()
+    ),
+    st.tuples(st.just("count"), keys, keys),
 )
 moves = st.one_of(
     st.tuples(st.just("split"), keys),
@@ -74,7 +84,8 @@ def test_every_read_finds_what_the_writes_before_it_left(
     present: set[bytes], steps: list[list[Step]], page: int, batch: int
 ) -> None:
     backend, options = virtual_time()
-    config = RawConfig(scan_page=page, batch_keys=batch)
+    # Windows of few keys, so that batches have several.
+    config = RawConfig(scan_page=page, batch_keys=batch, rpc=RpcConfig(concurrency=batch))
 
     anyio.run(check, present, list(chain.from_iterable(steps)), config, backend=backend, backend_options=options)
 
@@ -143,7 +154,48 @@ class Run:
         with self.writing({key: None for key in ALL_KEYS if start <= key and (not end or key < end)}):
             await self.client.delete_range(start, end, everything=True, timeout=TIMEOUT)
 
-    async def compare_and_swap(self, key: bytes, expected: Value, value: bytes, is_lucky: bool) -> None:
+    async def delete_prefix(self, prefix: bytes) -> None:
+        with self.writing({key: None for key in ALL_KEYS if key.startswith(prefix)}):
+            await self.client.delete_prefix(prefix, everything=True, timeout=TIMEOUT)
+
+    async def batch_put_each(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        outcome = await self.client.batch_put(iter(pairs), on_error="return", timeout=TIMEOUT)
+        self.written(pairs, outcome)
+
+    async def batch_delete_each(self, gone: list[bytes]) -> None:
+        outcome = await self.client.batch_delete(iter(gone), on_error="return", timeout=TIMEOUT)
+        self.written([(key, None) for key in gone], outcome)
+
+    def written(self, pairs: Iterable[tuple[bytes, Value]], outcome: BatchOutcome) -> None:
+        """Take what became of each key of a batch, some of which may have been written several times."""
+        news: dict[bytes, list[Value]] = {}
+        for key, value in pairs:
+            news.setdefault(key, []).append(value)
+        assert set(outcome.failures) <= set(news)
+        for key, written in news.items():
+            error = outcome.failures.get(key)
+            if error is None:
+                self.possible[key] = {written[-1]}
+            elif error.undetermined or len(written) > 1:
+                self.possible[key].update(written)
+            else:
+                assert isinstance(error, DeadlineExceeded)
+
+    async def put_if_absent(self, key: bytes, value: bytes) -> None:
+        before = self.possible[key]
+        try:
+            result = await self.client.put_if_absent(key, value, timeout=TIMEOUT)
+        except UndeterminedError:
+            if None in before:
+                before.add(value)
+        except DeadlineExceeded:
+            pass
+        else:
+            assert result.previous in before
+            assert result.swapped == (result.previous is None)
+            self.possible[key] = {value if result.swapped else result.previous}
+
+    async def compare_and_swap(self, key: bytes, expected: Value, value: Value, is_lucky: bool) -> None:
         before = self.possible[key]
         if is_lucky:
             expected = next(iter(before))
@@ -173,14 +225,46 @@ class Run:
     async def scan(self, start: bytes, end: bytes, limit: int | None, reverse: bool) -> None:
         with self.reading():
             scan = self.client.scan(start, end, limit=limit, reverse=reverse, timeout=TIMEOUT)
-            found = [pair async for pair in scan]
-            inside = [key for key in ALL_KEYS if start <= key and (not end or key < end)]
-            if limit is not None and len(found) == limit:
-                last = found[-1][0] if found else None
-                inside = [key for key in inside if last is not None and (key >= last if reverse else key <= last)]
-            assert [key for key, _ in found] == sorted(dict(found), reverse=reverse)
-            assert set(dict(found)) <= set(inside)
-            self.matches(dict(found).get, inside)
+            self.scanned(start, end, limit, reverse, [pair async for pair in scan])
+
+    def scanned(
+        self, start: bytes, end: bytes, limit: int | None, reverse: bool, found: list[tuple[bytes, bytes]]
+    ) -> None:
+        inside = [key for key in ALL_KEYS if start <= key and (not end or key < end)]
+        if limit is not None and len(found) == limit:
+            last = found[-1][0] if found else None
+            inside = [key for key in inside if last is not None and (key >= last if reverse else key <= last)]
+        assert [key for key, _ in found] == sorted(dict(found), reverse=reverse)
+        assert set(dict(found)) <= set(inside)
+        self.matches(dict(found).get, inside)
+
+    async def batch_get_each(self, wanted: list[bytes]) -> None:
+        outcome = await self.client.batch_get(iter(wanted), on_error="return", timeout=TIMEOUT)
+        if outcome.failures:
+            self.cluster.update_pd()
+        assert all(isinstance(error, DeadlineExceeded) for error in outcome.failures.values())
+        self.matches(outcome.values.get, set(wanted) - set(outcome.failures))
+
+    async def scan_both_ways(self, start: bytes, end: bytes) -> None:
+        """Nothing is written in between, but what was may still be on its way to a store."""
+        with self.reading():
+            up = [pair async for pair in self.client.scan(start, end, timeout=TIMEOUT)]
+            down = [pair async for pair in self.client.scan(start, end, reverse=True, timeout=TIMEOUT)]
+            assert up == down[::-1]
+
+    async def batch_scan(self, ranges: list[tuple[bytes, bytes]], limit: int | None, reverse: bool) -> None:
+        with self.reading():
+            found = await self.client.batch_scan(ranges, each_limit=limit, reverse=reverse, timeout=TIMEOUT)
+            assert len(found) == len(ranges)
+            for (start, end), pairs in zip(ranges, found, strict=True):
+                self.scanned(start, end, limit, reverse, pairs)
+
+    async def count(self, start: bytes, end: bytes) -> None:
+        with self.reading():
+            number = await self.client.count(start, end, timeout=TIMEOUT)
+            inside = [self.possible[key] for key in ALL_KEYS if start <= key and (not end or key < end)]
+            assert sum(None not in values for values in inside) <= number
+            assert number <= sum(values != {None} for values in inside)
 
     async def split(self, key: bytes) -> None:
         if all(region.start_key != key for region in self.cluster.map.regions):
