@@ -1,9 +1,9 @@
-"""For tests: RPCs on the ports of a cluster with no client in between."""
+"""For tests: RPCs on the ports of a cluster with no client in between, and a store without a port."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
@@ -13,11 +13,20 @@ from google.protobuf.message import Message
 from tikv_proto import kvrpcpb, metapb
 from tikv_proto.services import Rpc
 
+from tikv_embedded import memcomparable, meta
 from tikv_embedded.cluster import EmbeddedCluster
-from tikv_embedded.region import Region, peer_to_pb
+from tikv_embedded.engine import Engine, MemoryEngine
+from tikv_embedded.mvcc.max_ts import MaxTs
+from tikv_embedded.region import Peer, Region, RegionEpoch, Store, peer_to_pb
+from tikv_embedded.store.api_mode import ApiMode
+from tikv_embedded.store.safe_ts import SafeTs
+from tikv_embedded.store.txn_requests import TXN_RULES, TxnStore
+from tikv_embedded.topology import Topology
 
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
+NO_FIELDS: Mapping[str, Any] = {}
+"""No further fields of a Context."""
 
 
 class BareStream(Generic[Req, Resp]):
@@ -162,3 +171,63 @@ def context_for(region: Region, store_id: int | None = None, **fields: Any) -> k
     )
     context.MergeFrom(kvrpcpb.Context(**fields))
     return context
+
+
+class DirectStore:
+    """Serves transactional requests without a network: one store that leads one Region.
+
+    Args:
+        mode: How the store keeps keys.
+        start_key: First user key of the Region.
+        end_key: User key behind it; empty = unbounded.
+        engine: Where the data lies; in memory unless given.
+        next_ts: PD's clock.
+
+    Attributes:
+        engine: The data.
+        region: The Region; its leader is on store 1, a follower on store 2.
+        max_ts: How far the store was read.
+        safe_ts: How far stale reads can go.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: ApiMode = ApiMode.V1,
+        start_key: bytes = b"",
+        end_key: bytes = b"",
+        engine: Engine | None = None,
+        next_ts: Callable[[], int] = lambda: 1,
+    ) -> None:
+        lower, upper = (memcomparable.encode(key) if key else b"" for key in (start_key, end_key))
+        peers = (Peer(11, 1), Peer(12, 2))
+        self.engine = MemoryEngine() if engine is None else engine
+        self.region = Region(1, lower, upper, RegionEpoch(), peers, leader=peers[0])
+        self.max_ts = MaxTs(next_ts)
+        self.safe_ts = SafeTs(next_ts)
+        state = meta.ClusterState(
+            cluster_id=1, mode=mode, max_peer_count=2, next_id=100, stores=(Store(1, ""),), regions=(self.region,)
+        )
+        topology = Topology(self.engine, state)
+        self._stores = {
+            store_id: TxnStore(topology, mode, store_id, lambda _store_id: self.max_ts, self.safe_ts)
+            for store_id in (1, 2)
+        }
+
+    def ask(
+        self, rpc: Rpc[Req, Resp], *, store_id: int = 1, context: Mapping[str, Any] = NO_FIELDS, **fields: Any
+    ) -> Resp:
+        """Return the answer to a request with these fields, and write what it wants written.
+
+        Args:
+            rpc: A transactional RPC that belongs to a Region.
+            store_id: 1 or 2.
+            context: Further fields of the Context.
+            **fields: Of the request.
+        """
+        request = rpc.request(context=context_for(self.region, store_id, **context), **fields)
+        with self.engine.snapshot() as snapshot:
+            response, batch = self._stores[store_id].session(snapshot).run(TXN_RULES[rpc.request], request)
+        if batch is not None:
+            self.engine.write(batch)
+        return cast("Resp", response)

@@ -197,7 +197,7 @@ async def test_the_wrong_store_says_which_one_it_is(cluster: EmbeddedCluster, cl
     assert answer.region_error.store_not_match.actual_store_id == 2
 
 
-@pytest.mark.parametrize("rpc", [Tikv.KvGet, Tikv.KvGC, Tikv.ReadIndex, Tikv.RawCoprocessor])
+@pytest.mark.parametrize("rpc", [Tikv.KvPessimisticLock, Tikv.KvGC, Tikv.ReadIndex, Tikv.RawCoprocessor])
 async def test_what_is_not_served_is_unimplemented(cluster: EmbeddedCluster, client: BareClient, rpc: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.call(address_of(cluster, b""), rpc, rpc.request())

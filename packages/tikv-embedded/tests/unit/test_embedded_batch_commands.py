@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 from tikv_embedded import meta
 from tikv_embedded.engine import MemoryEngine, WriteBatch
+from tikv_embedded.mvcc.max_ts import MaxTs
 from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.region import Peer, Region, RegionEpoch, Store
 from tikv_embedded.store.api_mode import ApiMode
-from tikv_embedded.store.batch_commands import MAX_GROUP, BatchAnswers, answer_message
+from tikv_embedded.store.batch_commands import MAX_GROUP, BatchAnswers, RequestStores, answer_message
 from tikv_embedded.store.health_feedback import HealthReporter
 from tikv_embedded.store.raw_requests import ClusterIdMismatchError, RawStore
+from tikv_embedded.store.safe_ts import SafeTs
+from tikv_embedded.store.txn_requests import TxnStore
 from tikv_embedded.testing import context_for
 from tikv_embedded.topology import Topology
 from tikv_proto import coprocessor, kvrpcpb, tikvpb
@@ -46,8 +49,11 @@ def answer(engine: MemoryEngine, requests: Mapping[int, Any]) -> BatchAnswers:
     """Send the requests under their ids; None stands for a request without a command."""
     message = tikvpb.BatchCommandsRequest(request_ids=requests, requests=map(wrap, requests.values()))
     topology = Topology(engine, STATE)
-    raw = RawStore(topology, ApiMode.V1, TimestampOracle(MemoryEngine()).next_ts, 1)
-    return answer_message(message, engine, raw, HealthReporter(1))
+    next_ts = TimestampOracle(MemoryEngine()).next_ts
+    max_ts = MaxTs(next_ts)
+    raw = RawStore(topology, ApiMode.V1, next_ts, 1)
+    txn = TxnStore(topology, ApiMode.V1, 1, lambda _store_id: max_ts, SafeTs(next_ts))
+    return answer_message(message, engine, RequestStores(raw, txn), HealthReporter(1))
 
 
 def wrap(request: Any) -> tikvpb.BatchCommandsRequest.Request:
@@ -158,8 +164,7 @@ def test_the_health_of_the_store_is_told_when_asked_for(engine: CountingEngine) 
 @pytest.mark.parametrize(
     ("request_", "field", "error"),
     [
-        (kvrpcpb.GetRequest(key=b"a"), "Get", lambda response: response.error.abort),
-        (kvrpcpb.PrewriteRequest(), "Prewrite", lambda response: response.errors[0].abort),
+        (kvrpcpb.PessimisticLockRequest(), "PessimisticLock", lambda response: response.errors[0].abort),
         (kvrpcpb.RawCoprocessorRequest(), "RawCoprocessor", lambda response: response.error),
         (kvrpcpb.BufferBatchGetRequest(), "BufferBatchGet", lambda response: response.error.abort),
         (coprocessor.Request(tp=103), "Coprocessor", lambda response: response.other_error),

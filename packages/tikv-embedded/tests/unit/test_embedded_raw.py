@@ -11,7 +11,8 @@ from hypothesis import given, strategies as st
 from tikv_embedded import memcomparable
 from tikv_embedded.engine import CF_DEFAULT, CF_LOCK, CF_WRITE, MemoryEngine, WriteBatch
 from tikv_embedded.store.api_mode import ApiMode
-from tikv_embedded.store.raw import MAX_ENTRY_SIZE, RAW_ACTIONS, RawContext
+from tikv_embedded.store.entry_size import MAX_ENTRY_SIZE
+from tikv_embedded.store.raw import RAW_ACTIONS, RawContext
 from tikv_embedded.store.raw_checks import MAX_KEY_SIZE
 from tikv_proto import kvrpcpb, services
 

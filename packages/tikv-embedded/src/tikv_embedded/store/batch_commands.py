@@ -1,30 +1,52 @@
 """Answering one message of a BatchCommands stream, in one step of the loop.
 
-The requests of a message are in flight together, so no order among them is promised. All writes go first, with one
-durable engine write for the whole message; each still is atomic by itself, since a batch applies as a whole. Then all
-reads see one snapshot that has those writes. A request that has to wait is handed back and never holds up the rest.
+The requests of a message are in flight together, so no order among them is promised. All writes go first. Raw ones
+share one durable engine write, and so do those of transactions that have no key in common, round by round; each still
+is atomic by itself, since a batch applies as a whole. Then all reads see one snapshot that has those writes. A request
+that has to wait is handed back and never holds up the rest.
 Source: TiKV server/service/kv.rs handle_batch_commands_request, batch.rs.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from tikv_proto import tikvpb
 from tikv_proto.services import all_rpcs
 
 from tikv_embedded.engine import Engine, WriteBatch
 from tikv_embedded.store.health_feedback import HealthReporter
+from tikv_embedded.store.latches import in_rounds
 from tikv_embedded.store.raw_requests import RAW_RULES, RawRule, RawStore
+from tikv_embedded.store.txn_requests import TXN_RULES, TxnRule, TxnStore, latches_of
 
 MAX_GROUP = 128
 """How many responses go into one message at most."""
 MIN_DELAY_MS = 10
 """An `Empty` that asks for less is answered at once."""
 
-_RAW_FIELDS: dict[str, RawRule] = {
-    rpc.batch_field: RAW_RULES[rpc.request] for rpc in all_rpcs() if rpc.batch_field and rpc.request in RAW_RULES
+_RULES: dict[str, RawRule | TxnRule] = {
+    rpc.batch_field: rule
+    for rpc in all_rpcs()
+    if rpc.batch_field and (rule := RAW_RULES.get(rpc.request) or TXN_RULES.get(rpc.request))
 }
+
+
+class RequestStores(NamedTuple):
+    """What serves the requests of one store."""
+
+    raw: RawStore
+    txn: TxnStore
+
+
+class _Command(NamedTuple):
+    """One request of a message."""
+
+    id: int
+    field: str
+    rule: RawRule | TxnRule
+    request: Any
 
 
 class BatchAnswers:
@@ -54,7 +76,7 @@ class BatchAnswers:
 
 
 def answer_message(
-    message: tikvpb.BatchCommandsRequest, engine: Engine, raw: RawStore, health: HealthReporter
+    message: tikvpb.BatchCommandsRequest, engine: Engine, stores: RequestStores, health: HealthReporter
 ) -> BatchAnswers:
     """Carry out all requests of `message` and return their answers.
 
@@ -63,8 +85,8 @@ def answer_message(
 
     Args:
         message: As received.
-        engine: Written to once if anything is to be written.
-        raw: Serves the raw requests.
+        engine: Written to once for all raw writes, and once for each round of transactional ones.
+        stores: Serve the requests.
         health: Answers GetHealthFeedback.
 
     Raises:
@@ -72,16 +94,18 @@ def answer_message(
             may be done.
     """
     answers = BatchAnswers()
-    writes: list[tuple[int, str, RawRule, Any]] = []
-    reads: list[tuple[int, str, RawRule, Any]] = []
+    raw_writes: list[_Command] = []
+    txn_writes: list[_Command] = []
+    reads: list[_Command] = []
     for request_id, request in zip(message.request_ids, message.requests, strict=False):
         field = request.WhichOneof("cmd")
         if field is None:
             answers.add(request_id)
             continue
-        rule = _RAW_FIELDS.get(field)
+        rule = _RULES.get(field)
         if rule is not None:
-            (reads if rule.is_read else writes).append((request_id, field, rule, getattr(request, field)))
+            writes = raw_writes if isinstance(rule, RawRule) else txn_writes
+            (reads if rule.is_read else writes).append(_Command(request_id, field, rule, getattr(request, field)))
         elif field == "Empty":
             _answer_empty(answers, request_id, request.Empty)
         elif field == "GetHealthFeedback":
@@ -89,10 +113,12 @@ def answer_message(
             answers.add(request_id).GetHealthFeedback.health_feedback.CopyFrom(health.report())
         else:
             refuse(getattr(answers.add(request_id), field), field)
-    if writes:
-        _write(answers, writes, engine, raw)
+    # No raw write that can be batched reads, so they share a snapshot from before all of them.
+    for commands in ([raw_writes] if raw_writes else []), in_rounds(txn_writes, _latches):
+        for together in commands:
+            _carry_out(answers, together, engine, stores)
     if reads:
-        _read(answers, reads, engine, raw)
+        _carry_out(answers, reads, engine, stores)
     return answers
 
 
@@ -120,23 +146,19 @@ def _answer_empty(answers: BatchAnswers, request_id: int, empty: tikvpb.BatchCom
         answers.add(request_id).Empty.test_id = empty.test_id
 
 
-def _write(answers: BatchAnswers, writes: list[tuple[int, str, RawRule, Any]], engine: Engine, raw: RawStore) -> None:
-    """None of the writes that can be batched reads, so they share a snapshot from before all of them."""
+def _latches(command: _Command) -> Collection[bytes] | None:
+    return latches_of(command.rule, command.request) if isinstance(command.rule, TxnRule) else None
+
+
+def _carry_out(answers: BatchAnswers, commands: list[_Command], engine: Engine, stores: RequestStores) -> None:
+    """Answer `commands` from one snapshot, and write what they want written."""
     together = WriteBatch()
     with engine.snapshot() as snapshot:
-        session = raw.session(snapshot)
-        for request_id, field, rule, request in writes:
-            response, batch = session.run(rule, request)
+        raw, txn = stores.raw.session(snapshot), stores.txn.session(snapshot)
+        for request_id, field, rule, request in commands:
+            response, batch = raw.run(rule, request) if isinstance(rule, RawRule) else txn.run(rule, request)
             if batch is not None:
                 together.extend(batch)
             getattr(answers.add(request_id), field).CopyFrom(response)
     if together:
         engine.write(together)
-
-
-def _read(answers: BatchAnswers, reads: list[tuple[int, str, RawRule, Any]], engine: Engine, raw: RawStore) -> None:
-    with engine.snapshot() as snapshot:
-        session = raw.session(snapshot)
-        for request_id, field, rule, request in reads:
-            response, _ = session.run(rule, request)
-            getattr(answers.add(request_id), field).CopyFrom(response)

@@ -18,11 +18,11 @@ from tikv_proto import tikvpb
 
 from tikv_embedded.engine import Engine
 from tikv_embedded.rpc_handlers import ServicerContext
-from tikv_embedded.store.batch_commands import BatchAnswers, answer_message
+from tikv_embedded.store.batch_commands import BatchAnswers, RequestStores, answer_message
 from tikv_embedded.store.calls import BATCHED_NAMES, ReceivedCall
 from tikv_embedded.store.faults import CallLostError, CallRefusedError, CallWatch, StoreFault, suffer
 from tikv_embedded.store.health_feedback import INTERVAL, CpuLoad, HealthReporter
-from tikv_embedded.store.raw_requests import ClusterIdMismatchError, RawStore
+from tikv_embedded.store.raw_requests import ClusterIdMismatchError
 
 _NOBODYS_ID = (1 << 64) - 1
 """A request id that no client uses: they count from 1."""
@@ -44,7 +44,7 @@ class BatchStream:
 
     Args:
         engine: Written to once for a message.
-        raw: Serves the raw requests.
+        stores: Serve the requests.
         health: Reports on the stream.
         watch: Looks at each request.
         origin: Where the stream came from.
@@ -54,14 +54,14 @@ class BatchStream:
     def __init__(
         self,
         engine: Engine,
-        raw: RawStore,
+        stores: RequestStores,
         health: HealthReporter,
         watch: CallWatch,
         origin: StreamOrigin,
         context: ServicerContext,
     ) -> None:
         self._engine = engine
-        self._raw = raw
+        self._stores = stores
         self._health = health
         self._watch = watch
         self._origin = origin
@@ -103,7 +103,7 @@ class BatchStream:
         if not self._watch.is_idle:
             message = self._set_struck_aside(message, beside)
         try:
-            answers = answer_message(message, self._engine, self._raw, self._health)
+            answers = answer_message(message, self._engine, self._stores, self._health)
         except ClusterIdMismatchError as error:
             self.end(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             return
@@ -122,7 +122,7 @@ class BatchStream:
             fault = None
             if field is not None:
                 call = ReceivedCall(
-                    store_id=self._raw.store_id,
+                    store_id=self._stores.raw.store_id,
                     rpc=BATCHED_NAMES[field],
                     request=getattr(request, field),
                     metadata=self._origin.metadata,
@@ -148,7 +148,7 @@ class BatchStream:
         async def serve() -> Any:
             nonlocal answers
             message = tikvpb.BatchCommandsRequest(request_ids=[request_id], requests=[request])
-            answers = answer_message(message, self._engine, self._raw, self._health)
+            answers = answer_message(message, self._engine, self._stores, self._health)
             for _, empty in answers.delayed:
                 await _delay(empty)
                 answers.add(request_id).Empty.test_id = empty.test_id

@@ -19,6 +19,7 @@ from tikv_proto import errorpb, kvrpcpb
 
 from tikv_embedded.engine.write_batch import CF_DEFAULT, WriteBatch
 from tikv_embedded.store.api_mode import ApiMode as ApiMode
+from tikv_embedded.store.entry_size import entry_error
 from tikv_embedded.store.raw_checks import (
     TTL_COUNT_MISMATCH,
     TTL_NOT_STORED,
@@ -30,9 +31,6 @@ from tikv_embedded.store.raw_checks import (
     check_ttls,
 )
 from tikv_embedded.store.raw_format import RAW_FORMATS, RawContext as RawContext
-
-MAX_ENTRY_SIZE = 8 * 1024 * 1024
-"""Most bytes of keys and values one write may carry; TiKV's `raftstore.raft-entry-max-size`."""
 
 RawAction: TypeAlias = Callable[[RawContext, Any], tuple[Any, WriteBatch | None]]
 """`(ctx, kvrpcpb request) -> (kvrpcpb response, what to write)`."""
@@ -79,7 +77,7 @@ def raw_put(ctx: RawContext, request: kvrpcpb.RawPutRequest) -> tuple[kvrpcpb.Ra
     if refusal:
         return kvrpcpb.RawPutResponse(error=refusal), None
     batch = raw_format.put(ctx, cf or CF_DEFAULT, ((key, request.value, ttl),))
-    if error := _too_large(ctx, batch):
+    if error := entry_error(ctx.region_id, batch):
         return kvrpcpb.RawPutResponse(region_error=error), None
     return kvrpcpb.RawPutResponse(), batch
 
@@ -105,7 +103,7 @@ def raw_batch_put(
         return kvrpcpb.RawBatchPutResponse(error=refusal), None
     entries = ((key, value, ttl) for (key, value), ttl in zip(pairs, ttls, strict=True))
     batch = raw_format.put(ctx, cf or CF_DEFAULT, entries)
-    if error := _too_large(ctx, batch):
+    if error := entry_error(ctx.region_id, batch):
         return kvrpcpb.RawBatchPutResponse(region_error=error), None
     return kvrpcpb.RawBatchPutResponse(), batch
 
@@ -132,7 +130,7 @@ def raw_batch_delete(
     if refusal:
         return kvrpcpb.RawBatchDeleteResponse(error=refusal), None
     batch = RAW_FORMATS[mode].delete(ctx, cf or CF_DEFAULT, keys)
-    if error := _too_large(ctx, batch):
+    if error := entry_error(ctx.region_id, batch):
         return kvrpcpb.RawBatchDeleteResponse(region_error=error), None
     return kvrpcpb.RawBatchDeleteResponse(), batch
 
@@ -241,7 +239,7 @@ def raw_compare_and_swap(
             batch = raw_format.put(ctx, cf, ((key, request.value, ttl),))
         elif previous is not None:
             batch = raw_format.delete(ctx, cf, (key,))
-    if batch is not None and (error := _too_large(ctx, batch)):
+    if batch is not None and (error := entry_error(ctx.region_id, batch)):
         return kvrpcpb.RawCASResponse(region_error=error), None
     response = kvrpcpb.RawCASResponse(
         succeed=previous == expected, previous_not_exist=previous is None, previous_value=previous or b""
@@ -313,14 +311,3 @@ def _add_pairs(
 def _error_pairs(text: str) -> list[kvrpcpb.KvPair]:
     """Wrap a refusal for the responses that have no `error` of their own."""
     return [kvrpcpb.KvPair(error=kvrpcpb.KeyError(abort=text))]
-
-
-def _too_large(ctx: RawContext, batch: WriteBatch) -> errorpb.Error | None:
-    """Return the Region error for a write that does not fit a raft entry."""
-    size = sum(len(key) + len(value) for _, _, key, value in batch)
-    if size <= MAX_ENTRY_SIZE:
-        return None
-    return errorpb.Error(
-        message=f"raft entry is too large, region {ctx.region_id}, entry size {size}",
-        raft_entry_too_large=errorpb.RaftEntryTooLarge(region_id=ctx.region_id, entry_size=size),
-    )

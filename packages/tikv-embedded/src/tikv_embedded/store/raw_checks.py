@@ -34,12 +34,12 @@ def check_keys(mode: ApiMode, context: kvrpcpb.Context, command: str, keys: Iter
     """Refuse a request of another API version, and in V2 keys that are not raw ones."""
     version = context.api_version
     if mode is not ApiMode.V2:
-        return _version_mismatch(mode, version, command) if version else None
+        return version_mismatch(mode, version, command) if version else None
     if version != kvrpcpb.APIVersion.V2:
-        return _version_mismatch(mode, version, command)
+        return version_mismatch(mode, version, command)
     for key in keys:
         if not key or key[0] != _RAW_PREFIX:
-            return f"{_wrong_mode(mode, command)}, key: {key.hex().upper()}"
+            return f"{wrong_mode(mode, command)}, key: {key.hex().upper()}"
     return None
 
 
@@ -52,13 +52,13 @@ def check_ranges(
     """
     version = context.api_version
     if mode is not ApiMode.V2:
-        return _version_mismatch(mode, version, command) if version else None
+        return version_mismatch(mode, version, command) if version else None
     if version != kvrpcpb.APIVersion.V2:
-        return _version_mismatch(mode, version, command)
+        return version_mismatch(mode, version, command)
     for start, end in ranges:
         if not _is_raw_range(start, end):
             shown = "None" if end is None else f'Some("{end.hex().upper()}")'
-            return f'{_wrong_mode(mode, command)}, range: (Some("{start.hex().upper()}"), {shown})'
+            return f'{wrong_mode(mode, command)}, range: (Some("{start.hex().upper()}"), {shown})'
     return None
 
 
@@ -100,7 +100,8 @@ def _is_raw_range(start: bytes, end: bytes | None) -> bool:
     return end[0] == _RAW_PREFIX or end == bytes((_RAW_PREFIX + 1,))
 
 
-def _version_mismatch(mode: ApiMode, version: int, command: str) -> str:
+def version_mismatch(mode: ApiMode, version: int, command: str) -> str:
+    """Return the text for a request of an API version that the storage mode does not serve."""
     storage, request = _STORAGE_NAMES[mode], _REQUEST_NAMES.get(version, str(version))
     return (
         "Api version in request does not match with TiKV storage, "
@@ -108,5 +109,6 @@ def _version_mismatch(mode: ApiMode, version: int, command: str) -> str:
     )
 
 
-def _wrong_mode(mode: ApiMode, command: str) -> str:
+def wrong_mode(mode: ApiMode, command: str) -> str:
+    """Return the beginning of the text for keys that belong to other requests."""
     return f"Key mode mismatched with the request mode, cmd: {command}, storage: {_STORAGE_NAMES[mode]}"

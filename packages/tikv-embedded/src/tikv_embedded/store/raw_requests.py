@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import attrs
 from tikv_proto import errorpb, kvrpcpb
@@ -20,6 +20,11 @@ from tikv_embedded.topology import Topology
 
 class ClusterIdMismatchError(Exception):
     """A request names another cluster; it ends its call, or its whole stream, with INVALID_ARGUMENT."""
+
+    @classmethod
+    def of(cls, needed: int, sent: int) -> Self:
+        """Return the error for a request that names the cluster `sent`."""
+        return cls(f"cluster id mismatch, need {needed} but got {sent}")
 
 
 @attrs.frozen
@@ -125,9 +130,7 @@ class RawSession:
         """
         context = request.context
         if context.cluster_id and context.cluster_id != self._topology.cluster_id:
-            raise ClusterIdMismatchError(
-                f"cluster id mismatch, need {self._topology.cluster_id} but got {context.cluster_id}"
-            )
+            raise ClusterIdMismatchError.of(self._topology.cluster_id, context.cluster_id)
         region = self._led_region(context) or check_region(
             self._topology, self._store_id, context, is_read=rule.is_read
         )

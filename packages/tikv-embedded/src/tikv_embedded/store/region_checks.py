@@ -167,6 +167,14 @@ def key_not_in_region(key: bytes, region: Region) -> errorpb.Error:
     )
 
 
+def data_is_not_ready(region_id: int, peer_id: int, safe_ts: int) -> errorpb.Error:
+    """Return the error of a stale read of what is not safe from change yet."""
+    return _error(
+        f"data is not ready for region {region_id}, safe ts is {safe_ts}",
+        data_is_not_ready=errorpb.DataIsNotReady(region_id=region_id, peer_id=peer_id, safe_ts=safe_ts),
+    )
+
+
 def _split_siblings(topology: Topology, region: Region, requested_version: int) -> list[Region]:
     newest = region.epoch.version
     missing = newest - requested_version

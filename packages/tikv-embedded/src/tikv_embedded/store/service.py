@@ -1,4 +1,4 @@
-"""The services of one store: unary raw requests, BatchCommands, SplitRegion, a store's own state, and health.
+"""The services of one store: unary requests, BatchCommands, SplitRegion, a store's own state, and health.
 
 Every other RPC of the Tikv service is UNIMPLEMENTED, unless a fault answers it. Faults lie between the ports and what
 is here: only `_handle`, `_batch_commands` and `_check` know of them.
@@ -20,11 +20,13 @@ from tikv_proto.services import Rpc, Tikv
 from tikv_embedded import memcomparable
 from tikv_embedded.engine import Engine
 from tikv_embedded.health import CHECK, WATCH, ServerHealth
+from tikv_embedded.mvcc.max_ts import MaxTs
 from tikv_embedded.pd.clock import Clock
 from tikv_embedded.pd.tso import TimestampOracle
 from tikv_embedded.region import region_to_pb
 from tikv_embedded.rpc_handlers import Handler, ServicerContext, stream, unary
 from tikv_embedded.store.api_mode import ApiMode
+from tikv_embedded.store.batch_commands import RequestStores
 from tikv_embedded.store.batch_stream import BatchStream, StreamOrigin
 from tikv_embedded.store.calls import OPENING, ReceivedCall
 from tikv_embedded.store.faults import CallLostError, CallRefusedError, CallWatch, suffer
@@ -32,6 +34,7 @@ from tikv_embedded.store.health_feedback import HealthReporter
 from tikv_embedded.store.raw_requests import RAW_RULES, ClusterIdMismatchError, RawRule, RawStore
 from tikv_embedded.store.region_checks import check_split
 from tikv_embedded.store.safe_ts import SafeTs
+from tikv_embedded.store.txn_requests import TXN_RULES, TxnRule, TxnStore
 from tikv_embedded.topology import Topology
 
 FORWARDED_HOST = "tikv-forwarded-host"
@@ -54,6 +57,15 @@ class TikvState:
     watch: CallWatch = attrs.field(factory=CallWatch)
     clock: Clock = attrs.field(factory=Clock)
     """By which pairs expire."""
+    max_ts: dict[int, MaxTs] = attrs.field(factory=dict)
+    """Store id → how far it was read."""
+
+    def max_ts_of(self, store_id: int) -> MaxTs:
+        """Return how far that store was read."""
+        known = self.max_ts.get(store_id)
+        if known is None:
+            known = self.max_ts[store_id] = MaxTs(self.oracle.next_ts)
+        return known
 
 
 class TikvService:
@@ -78,6 +90,8 @@ class TikvService:
         self.health = ServerHealth()
         self.feedback = HealthReporter(store_id)
         self.safe_ts = SafeTs(state.oracle.next_ts)
+        self._txn = TxnStore(state.topology, state.mode, store_id, state.max_ts_of, self.safe_ts)
+        self._stores = RequestStores(self._raw, self._txn)
         self.streams: set[BatchStream] = set()
 
     def handlers(self) -> list[Handler]:
@@ -86,10 +100,11 @@ class TikvService:
             Tikv.SplitRegion: TikvService._split_region,
             Tikv.GetStoreSafeTS: TikvService._get_store_safe_ts,
             Tikv.GetHealthFeedback: TikvService._get_health_feedback,
+            Tikv.UnsafeDestroyRange: TikvService._unsafe_destroy_range,
         }
         rpcs = [rpc for rpc in vars(Tikv).values() if not (rpc.client_streaming or rpc.server_streaming)]
         return [
-            *(self._handler(rpc, served.get(rpc) or _raw_answer(rpc) or _refusal(rpc)) for rpc in rpcs),
+            *(self._handler(rpc, served.get(rpc) or _answer_of(rpc)) for rpc in rpcs),
             stream(Tikv.BatchCommands, self._batch_commands),
             (CHECK, grpc.unary_unary_rpc_method_handler(self._check)),
             (WATCH, grpc.unary_stream_rpc_method_handler(self._watch)),
@@ -136,6 +151,20 @@ class TikvService:
             self._state.engine.write(batch)
         return response
 
+    def _answer_txn(self, rule: TxnRule, request: Any) -> Any:
+        """Read, decide and write in one step of the loop, which no other request enters: a latch on every key."""
+        with self._state.engine.snapshot() as snapshot:
+            response, batch = self._txn.session(snapshot).run(rule, request)
+        if batch is not None:
+            self._state.engine.write(batch)
+        return response
+
+    def _unsafe_destroy_range(self, request: kvrpcpb.UnsafeDestroyRangeRequest) -> kvrpcpb.UnsafeDestroyRangeResponse:
+        response, batch = self._txn.destroy_range(request)
+        if batch is not None:
+            self._state.engine.write(batch)
+        return response
+
     def _split_region(self, request: kvrpcpb.SplitRegionRequest) -> kvrpcpb.SplitRegionResponse:
         is_plain = request.is_raw_kv and self._state.mode is not ApiMode.V2
         sent = [request.split_key] if request.split_key else request.split_keys
@@ -169,7 +198,7 @@ class TikvService:
                 await self._watched(call, _nothing)
         except CallRefusedError as error:
             await context.abort(error.code, error.details)
-        opened = BatchStream(self._state.engine, target._raw, target.feedback, watch, origin, context)
+        opened = BatchStream(self._state.engine, target._stores, target.feedback, watch, origin, context)
         self.streams.add(opened)
         try:
             await opened.serve(requests)
@@ -209,9 +238,13 @@ class TikvService:
         return None if target is self else self._store_id
 
 
-def _raw_answer(rpc: Rpc[Any, Any]) -> _Answer | None:
-    rule = RAW_RULES.get(rpc.request)
-    return None if rule is None else lambda target, request: target._answer_raw(rule, request)
+def _answer_of(rpc: Rpc[Any, Any]) -> _Answer:
+    """Return what serves an RPC by the rule for its requests, or refuses it."""
+    if raw_rule := RAW_RULES.get(rpc.request):
+        return lambda target, request: target._answer_raw(raw_rule, request)
+    if txn_rule := TXN_RULES.get(rpc.request):
+        return lambda target, request: target._answer_txn(txn_rule, request)
+    return _refusal(rpc)
 
 
 def _refusal(rpc: Rpc[Any, Any]) -> _Answer:

@@ -1,0 +1,1 @@
+"""What the transactional requests do: `(TxnContext, kvrpcpb request) -> (kvrpcpb response, WriteBatch or None)`."""
