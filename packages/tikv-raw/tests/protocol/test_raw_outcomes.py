@@ -13,6 +13,7 @@ from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import Rpc, Tikv
 from tikv_raw import (
     BackoffExceeded,
+    BatchOutcome,
     CasResult,
     ClosedError,
     DeadlineExceeded,
@@ -28,12 +29,29 @@ from tikv_raw import (
 from tikv_rpc.testing import FakeCluster
 
 Call = Callable[[RawClient, float | None], Coroutine[Any, Any, object]]
+NEW = {b"a": b"new"}
+
+
+def each_by(timeout: float | None) -> dict[str, Any]:
+    return {"on_error": "return", "timeout": timeout}
+
+
+async def first_failure(batch: Coroutine[Any, Any, BatchOutcome]) -> None:
+    """Raise what failed by key."""
+    outcome = await batch
+    for error in outcome.failures.values():
+        raise error
+
 
 READS: dict[str, tuple[Rpc[Any, Any], Call]] = {
     "get": (Tikv.RawGet, lambda c, timeout: c.get(b"a", timeout=timeout)),
     "batch_get": (Tikv.RawBatchGet, lambda c, timeout: c.batch_get([b"a", b"q"], timeout=timeout)),
     "scan": (Tikv.RawScan, lambda c, timeout: c.scan(timeout=timeout).__anext__()),
     "ttl": (Tikv.RawGetKeyTTL, lambda c, timeout: c.ttl(b"a", timeout=timeout)),
+    "batch_get_each": (Tikv.RawBatchGet, lambda c, timeout: first_failure(c.batch_get([b"a"], **each_by(timeout)))),
+    "batch_scan": (Tikv.RawScan, lambda c, timeout: c.batch_scan([(b"a", b"b")], timeout=timeout)),
+    "count": (Tikv.RawChecksum, lambda c, timeout: c.count(b"a", b"b", timeout=timeout)),
+    "count_lock": (Tikv.RawScan, lambda c, timeout: c.count(b"a", b"b", cf="lock", timeout=timeout)),
     "checksum": (Tikv.RawChecksum, lambda c, timeout: c.checksum(b"a", b"b", timeout=timeout)),
 }
 REPEATABLE: dict[str, tuple[Rpc[Any, Any], Call]] = {
@@ -41,12 +59,22 @@ REPEATABLE: dict[str, tuple[Rpc[Any, Any], Call]] = {
     "batch_put": (Tikv.RawBatchPut, lambda c, timeout: c.batch_put({b"a": b"new"}, timeout=timeout)),
     "delete": (Tikv.RawDelete, lambda c, timeout: c.delete(b"a", timeout=timeout)),
     "batch_delete": (Tikv.RawBatchDelete, lambda c, timeout: c.batch_delete([b"a"], timeout=timeout)),
+    "batch_put_each": (Tikv.RawBatchPut, lambda c, timeout: first_failure(c.batch_put(NEW, **each_by(timeout)))),
+    "batch_delete_each": (
+        Tikv.RawBatchDelete,
+        lambda c, timeout: first_failure(c.batch_delete(NEW, **each_by(timeout))),
+    ),
     "delete_range": (Tikv.RawDeleteRange, lambda c, timeout: c.delete_range(b"a", b"b", timeout=timeout)),
+    "delete_prefix": (Tikv.RawDeleteRange, lambda c, timeout: c.delete_prefix(b"a", timeout=timeout)),
 }
 SWAP: dict[str, tuple[Rpc[Any, Any], Call]] = {
     "compare_and_swap": (
         Tikv.RawCompareAndSwap,
         lambda c, timeout: c.compare_and_swap(b"a", b"old", b"new", timeout=timeout),
+    ),
+    "remove": (
+        Tikv.RawCompareAndSwap,
+        lambda c, timeout: c.compare_and_swap(b"a", b"old", None, timeout=timeout),
     ),
 }
 WRITES = REPEATABLE | SWAP
@@ -180,8 +208,8 @@ async def test_a_swap_whose_answer_is_lost_is_made_once_and_undetermined(
         await call(client, 5.0)
 
     assert isinstance(caught.value.__cause__, RpcError | DeadlineExceeded)
-    assert len(cluster.requests(rpc)) == 1
-    assert cluster.data == {b"a": b"new"}
+    (request,) = cluster.requests(rpc)
+    assert cluster.data == ({} if request.delete else {b"a": b"new"})
 
 
 async def test_a_swap_that_could_not_be_sent_is_tried_again(cluster: FakeCluster, client: RawClient) -> None:

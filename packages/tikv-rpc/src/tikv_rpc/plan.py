@@ -222,11 +222,12 @@ class _Run(Generic[Part, Resp]):
         self._concurrency = concurrency
         self._work = work
         self._failures = failures
-        self._pieces: deque[tuple[RegionEntry, Part]] = deque()
+        # With the call of each piece that became of another one, where pieces are settled one by one.
+        self._pieces: deque[tuple[RegionEntry, Part, Call | None]] = deque()
 
     async def go(self, call: Call) -> None:
         """Work everything off."""
-        self._pieces.extend(await self._work.begin(self._cache, call))
+        self._pieces.extend((entry, part, None) for entry, part in await self._work.begin(self._cache, call))
         while len(self._pieces) == 1 or (self._pieces and self._concurrency == 1):
             await self._take(call)
         if self._pieces:
@@ -268,12 +269,12 @@ class _Run(Generic[Part, Resp]):
 
     async def _take(self, call: Call) -> None:
         """Work one piece off, or put others in its place."""
-        entry, part = self._pieces.popleft()
+        entry, part, inherited = self._pieces.popleft()
         if self._failures is None:
             await self._work_off(entry, part, call)
             return
         # Whether a write may have been applied is a matter of each piece.
-        branch = call.fork()
+        branch = call.fork() if inherited is None else inherited
         try:
             await self._work_off(entry, part, branch)
         except TikvError as error:
@@ -282,14 +283,23 @@ class _Run(Generic[Part, Resp]):
     async def _work_off(self, entry: RegionEntry, part: Part, call: Call) -> None:
         if not entry.is_valid():
             # What moved this Region has often moved those of the pieces behind, too: learn it once, not from each.
-            self._pieces.extend(await self._work.split(part, self._cache, call))
+            await self._split(part, call)
             return
         request = self._work.request(part)
         try:
             self.answers.append((part, await self._inner.execute(entry, request, call)))
             call.wrote = call.wrote or request.effect is not Effect.READ
         except RelocateError:
-            self._pieces.extend(await self._work.split(part, self._cache, call))
+            await self._split(part, call)
+
+    async def _split(self, part: Part, call: Call) -> None:
+        for entry, piece in await self._work.split(part, self._cache, call):
+            heir = None
+            if self._failures is not None:
+                heir = call.fork()
+                # An answer that was lost about the whole was lost about each part of it.
+                heir.lost = call.lost
+            self._pieces.append((entry, piece, heir))
 
 
 @attrs.frozen

@@ -80,6 +80,25 @@ class TestCollect:
         assert errors(collected) == {(1,): UndeterminedError}
         assert isinstance(collected.failures[0][1].__cause__, DeadlineExceeded)
 
+    async def test_a_piece_whose_answer_was_lost_stays_undetermined_when_it_is_split(
+        self, kv: Kv, collect: Any, cluster: FakeCluster
+    ) -> None:
+        await collect.execute(put(), kv.rpc.call("put", 10))
+
+        async def lose_and_split(_message: Any, serve: Serve) -> Any:
+            await serve()
+            cluster.split(b"b")
+            for store in cluster.stores.values():
+                store.stop()
+            return await anyio.sleep_forever()
+
+        cluster.store(1).script(Tikv.RawBatchPut, lose_and_split)
+
+        collected = await collect.execute(put([b"a", b"b"]), kv.rpc.call("put", 25))
+
+        assert sorted(position for part, _ in collected.failures for position in part) == [0, 1]
+        assert {type(error) for _, error in collected.failures} == {UndeterminedError}
+
     async def test_a_piece_that_is_split_fails_in_part(self, kv: Kv, collect: Any, cluster: FakeCluster) -> None:
         await collect.execute(put(), kv.rpc.call("put", 10))
         cluster.split(b"b")
