@@ -81,8 +81,8 @@ async def test_an_example_runs(example: Example, tmp_path: Path, monkeypatch: py
         names: dict[str, Any] = {"__name__": "__main__", "cluster": cluster}
         if code.co_flags & inspect.CO_COROUTINE:
             await eval(code, names)
-        elif ".run(" in example.code:
-            # It has an event loop of its own, and the cluster needs this one.
+        elif ".run(" in example.code or ".sync import" in example.code:
+            # It has an event loop of its own, or blocks, and the cluster needs this one.
             await anyio.to_thread.run_sync(exec, code, names)
         else:
             exec(code, names)
