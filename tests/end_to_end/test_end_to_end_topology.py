@@ -216,7 +216,7 @@ async def test_reads_are_right_while_regions_keep_changing(
             for operation in READS:
                 tasks.start_soon(keep_reading, operation, anyio.current_time() + 3 * SHAKING)
 
-    assert min(rounds.values()) > 2
+    assert min(rounds.values()) > 0
 
 
 @pytest.mark.parametrize("api_version", ["v1", "v2"])
