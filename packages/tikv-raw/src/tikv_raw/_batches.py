@@ -109,6 +109,7 @@ def pair_windows(pairs: Any, ttl: int, span: Span, limits: Limits) -> Iterator[W
     A collection is checked as a whole before its first window, an iterator as far as it was read.
     """
     items = iter(as_pair_items(pairs))
+    max_key, max_value = limits.max_key, limits.max_value
     is_checked = not isinstance(pairs, Collection)
     is_more = True
     while is_more:
@@ -116,7 +117,16 @@ def pair_windows(pairs: Any, ttl: int, span: Span, limits: Limits) -> Iterator[W
         ttls: dict[bytes, int] = {}
         taken, left, is_more = 0, span.bytes, False
         for item in items:
-            key, value, own = _checked(item, limits)
+            if type(item) is tuple and len(item) == 2:
+                # The usual pair, checked here: a call for each would take twice the time.
+                key, value = item
+                if type(key) is not bytes or len(key) > max_key:
+                    key = limits.key(key)
+                if type(value) is not bytes or len(value) > max_value:
+                    value = limits.value(key, value)
+                own = None
+            else:
+                key, value, own = _checked(item, limits)
             values[key] = value
             if own is not None:
                 ttls[key] = own
@@ -138,10 +148,6 @@ def pair_windows(pairs: Any, ttl: int, span: Span, limits: Limits) -> Iterator[W
 
 def _checked(pair: Any, limits: Limits) -> tuple[bytes, bytes, int | None]:
     """Return key, value, and the TTL as the wire has it if the pair has one of its own."""
-    if type(pair) is tuple and len(pair) == 2:
-        key, value = pair
-        key = limits.key(key)
-        return key, limits.value(key, value), None
     key, value, ttl = as_pair(pair, -1)
     key = limits.key(key)
     return key, limits.value(key, value), None if len(pair) == 2 else limits.ttl(ttl)

@@ -166,6 +166,8 @@ class RawClient(RangeOperations):
             if not isinstance(requests, RequestOptions):
                 raise TypeError(f"requests must be RequestOptions, not {type(requests).__name__}")
             options = requests
+        if match_labels is not None and not isinstance(match_labels, Mapping):
+            raise TypeError(f"match_labels must be a mapping, not {type(match_labels).__name__}")
         if atomic is not None and not isinstance(atomic, bool):
             raise TypeError(f"atomic must be a bool, not {type(atomic).__name__}")
         wanted: dict[str, Any] = {

@@ -154,6 +154,7 @@ async def test_a_view_lives_with_its_client(cluster: FakeCluster) -> None:
         ({"priority": 1}, ConfigError, "priority must be Priority"),
         ({"replica_read": "follower"}, ConfigError, "replica_read must be ReplicaRead"),
         ({"request_source": b"web"}, ConfigError, "request_source must be str"),
+        ({"match_labels": "zone"}, TypeError, "match_labels must be a mapping, not str"),
         ({"match_labels": {"zone": 1}}, ConfigError, "match_labels must be pairs"),
         ({"requests": {}}, TypeError, "requests must be RequestOptions, not dict"),
     ],
