@@ -101,8 +101,8 @@ def generate() -> str:
     nodes = [(node, inspect.getmodule(cls)) for cls in classes for node in methods(cls)]
     init = next(node for node, _ in nodes if node.name == "__init__")
     public = [(node, module) for node, module in nodes if node.name not in OWN and not node.name.startswith("_")]
-    text = TEMPLATE.replace("SCAN_DOC", blocking(scan.__doc__)).replace(
-        "CLIENT_DOC", before_source(blocking(client.__doc__), THREADS)
+    text = TEMPLATE.replace("SCAN_DOC", blocking(docstring(scan))).replace(
+        "CLIENT_DOC", before_source(blocking(docstring(client)), THREADS)
     )
     text = text.replace("INIT_ARGUMENTS", arguments(init)).replace("INIT", ast.unparse(init.args))
     tree = ast.parse(text)
@@ -114,14 +114,22 @@ def generate() -> str:
     return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
 
 
-def methods(cls: type) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Return what a class defines by itself, overloads included."""
+def definition(cls: type) -> ast.ClassDef:
+    """Return the source of a class."""
     module = inspect.getmodule(cls)
     assert module is not None
-    for node in ast.parse(inspect.getsource(module)).body:
-        if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
-            return [each for each in node.body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    raise LookupError(cls)
+    nodes = ast.parse(inspect.getsource(module)).body
+    return next(node for node in nodes if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+
+
+def methods(cls: type) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Return what a class defines by itself, overloads included."""
+    return [each for each in definition(cls).body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def docstring(cls: type) -> str | None:
+    """Return a class's docstring as it is written; from 3.13 on, `__doc__` is not."""
+    return ast.get_docstring(definition(cls), clean=False)
 
 
 def method(node: ast.FunctionDef | ast.AsyncFunctionDef, overloaded: set[str]) -> ast.FunctionDef:

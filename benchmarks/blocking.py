@@ -86,10 +86,11 @@ def measure_all(url: str, runs: int, peers: Path | None) -> dict[tuple[str, int]
                         str(operations),
                     ]  # fmt: skip
                     done = subprocess.run(command, capture_output=True, text=True, check=False)
-                    if done.returncode == 0:
+                    if done.stdout:
                         measured.setdefault((name, threads), []).append(json.loads(done.stdout))
                     else:
-                        print(f"{name} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                        reason = done.stderr.strip() or f"exit code {done.returncode}"
+                        print(f"{name}, {threads} threads, failed: {reason.splitlines()[-1]}", file=sys.stderr)
     return measured
 
 

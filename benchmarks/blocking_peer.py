@@ -17,7 +17,7 @@ def main() -> None:
     client, address, threads, operations = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     get = {"tikv-python": tikv_python, "tikv-client": tikv_client}[client](address)
     in_threads(threads, operations // 10, get)
-    print(json.dumps(in_threads(threads, operations, get)))
+    print(json.dumps(in_threads(threads, operations, get)), flush=True)
 
 
 def tikv_python(address: str) -> Callable[[bytes], Any]:

@@ -316,7 +316,8 @@ def test_a_portal_that_is_dropped_while_open_warns_and_closes() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX forks")
 def test_the_child_of_a_fork_is_told_that_the_client_lives_in_its_parent() -> None:
     program = """
-import os, sys
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads.
 from tikv_pd import ClosedError
 sys.path.insert(0, sys.argv[1])
 from test_rpc_portal import Client
