@@ -187,5 +187,5 @@ def bench(session: nox.Session) -> None:
     """Measure the client against a separate embedded server, beside bare gRPC."""
     install_from_tree(session, with_siblings("tikv-raw", "tikv-embedded"), "uvloop")
     session.run("python", "benchmarks/run.py", *session.posargs)
-    session.run("python", "benchmarks/blocking.py")
+    session.run("python", "benchmarks/sync.py")
     session.run("python", "benchmarks/region.py")

@@ -82,7 +82,7 @@ def measure_all(url: str, runs: int, peers: Path | None) -> dict[tuple[str, int]
                     measured.setdefault((name, threads), []).append(in_threads(threads, operations, get))
                 for name in PEERS if peers is not None else ():
                     command = [
-                        str(peers), str(HERE / "blocking_peer.py"), name, url.removeprefix("tikv://"), str(threads),
+                        str(peers), str(HERE / "sync_peer.py"), name, url.removeprefix("tikv://"), str(threads),
                         str(operations),
                     ]  # fmt: skip
                     done = subprocess.run(command, capture_output=True, text=True, check=False)
