@@ -253,6 +253,14 @@ class EmbeddedCluster:
         """
         return self._state.pd.create_keyspace(name, config).id
 
+    def collect_garbage(self) -> int:
+        """Remove the versions of transactional keys that PD's GC safe points allow to, and return how many went.
+
+        TiKV does this by itself some time after a safe point has advanced; here it happens when asked for. Raw pairs
+        are not touched.
+        """
+        return self._state.collect_garbage()
+
     def transfer_pd_leader(self, member: int | str) -> None:
         """Let another PD member lead: its index in `pd_addresses`, or its name (`pd-1` and so on).
 

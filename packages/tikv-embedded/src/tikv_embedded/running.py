@@ -9,10 +9,12 @@ import attrs
 
 from tikv_embedded.bootstrap import open_state
 from tikv_embedded.endpoint import Endpoint
-from tikv_embedded.engine import Engine, MemoryEngine, RocksEngine
+from tikv_embedded.engine import CF_WRITE, Engine, MemoryEngine, RocksEngine
+from tikv_embedded.mvcc.garbage import collect
 from tikv_embedded.options import ClusterOptions
 from tikv_embedded.pd.clock import Clock
 from tikv_embedded.pd.controls import PdControls
+from tikv_embedded.pd.garbage_ranges import safe_ranges
 from tikv_embedded.pd.http_endpoint import HttpEndpoint
 from tikv_embedded.pd.members import PdMember, PdMembers
 from tikv_embedded.pd.pd_servers import PdServers
@@ -61,6 +63,16 @@ class RunningCluster:
     def endpoints(self) -> list[Endpoint]:
         """All ports."""
         return [*self.pd_servers.endpoints, *self.apart, *self.store_servers.endpoints.values()]
+
+    def collect_garbage(self) -> int:
+        """Remove what PD's GC safe points allow to, and return how many versions went."""
+        removed = 0
+        for lower, upper, safe_point in safe_ranges(self.pd.gc):
+            with self.engine.snapshot() as snapshot:
+                for batch in collect(snapshot, lower, upper, safe_point):
+                    self.engine.write(batch)
+                    removed += sum(1 for _, cf, _, _ in batch if cf == CF_WRITE)
+        return removed
 
     async def aclose(self) -> None:
         """Stop all ports and close the data."""

@@ -16,7 +16,15 @@ from tikv_embedded.testing import DirectStore
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Rpc, Tikv
 
-KEYS = (b"a", b"b", b"c", b"d")
+KEYS = (b"a", b"b", b"c")
+
+
+PLANS = st.tuples(
+    st.lists(st.sampled_from(KEYS), min_size=1, max_size=2, unique=True),
+    st.booleans(),
+    st.sampled_from(["two", "async", "one"]),
+)
+"""The keys of a transaction, whether it deletes them, and how it commits."""
 
 
 @attrs.define(eq=False)
@@ -29,6 +37,8 @@ class Txn:
     mode: str
     locked: dict[bytes, int] = attrs.field(factory=dict)
     """Keys prewritten → their `min_commit_ts`."""
+    planned_ts: int = 0
+    """The commit timestamp that the client has fetched."""
     commit_ts: int = 0
     is_rolled_back: bool = False
 
@@ -53,13 +63,15 @@ class Txn:
 class Transactions(RuleBasedStateMachine):
     """A few clients at one store."""
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(plans=st.lists(PLANS, min_size=3, max_size=5))
+    def start(self, plans: list[tuple[list[bytes], bool, str]]) -> None:
         self.clock = 1
         self.store = DirectStore(next_ts=self.tick)
         self.txns: list[Txn] = []
         self.requests: list[tuple[Rpc[Any, Any], dict[str, Any]]] = []
         self.reads: list[tuple[int, bytes, bytes | None]] = []
+        for keys, deletes, mode in plans:
+            self.txns.append(Txn(self.tick(), tuple(keys), deletes, mode))
 
     def tick(self) -> int:
         self.clock += 1
@@ -71,26 +83,24 @@ class Transactions(RuleBasedStateMachine):
         assert not answer.HasField("region_error"), answer.region_error
         return answer
 
-    @rule(
-        keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True),
-        deletes=st.booleans(),
-        mode=st.sampled_from(["two", "async", "one"]),
-    )
-    def begin(self, keys: list[bytes], deletes: bool, mode: str) -> None:
+    @rule(plan=PLANS, data=st.data())
+    def begin(self, plan: tuple[list[bytes], bool, str], data: st.DataObject) -> None:
+        keys, deletes, mode = plan
         self.txns.append(Txn(self.tick(), tuple(keys), deletes, mode))
+        self.prewrite(data)
 
     @precondition(lambda self: any(txn.is_open for txn in self.txns))
     @rule(data=st.data())
     def prewrite(self, data: st.DataObject) -> None:
         txn = data.draw(st.sampled_from([txn for txn in self.txns if txn.is_open]))
-        keys = (
-            txn.keys if txn.mode == "one" else data.draw(st.lists(st.sampled_from(txn.keys), min_size=1, unique=True))
-        )
-        fields: dict[str, Any] = {}
+        keys = txn.keys
+        if txn.mode != "one" and not data.draw(st.booleans()):
+            keys = (data.draw(st.sampled_from(txn.keys)),)
+        fields: dict[str, Any] = {"min_commit_ts": txn.start_ts + 1}
         if txn.mode == "async":
-            fields = {"use_async_commit": True, "secondaries": txn.keys[1:] if txn.primary in keys else []}
+            fields |= {"use_async_commit": True, "secondaries": txn.keys[1:] if txn.primary in keys else []}
         elif txn.mode == "one":
-            fields = {"try_one_pc": True}
+            fields |= {"try_one_pc": True}
 
         answer = self.ask(
             Tikv.KvPrewrite,
@@ -122,7 +132,10 @@ class Transactions(RuleBasedStateMachine):
         ready = [txn for txn in self.txns if txn.is_open and len(txn.locked) == len(txn.keys)]
         txn = data.draw(st.sampled_from(ready))
 
-        commit_ts = self.tick()
+        if not txn.planned_ts:
+            txn.planned_ts = self.tick()
+            return
+        commit_ts, txn.planned_ts = txn.planned_ts, 0
         answer = self.ask(Tikv.KvCommit, start_version=txn.start_ts, commit_version=commit_ts, keys=[txn.primary])
 
         if answer.HasField("error"):
@@ -146,8 +159,9 @@ class Transactions(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 5), key=st.sampled_from(KEYS))
     def read(self, back: int, key: bytes) -> None:
-        version = max(self.tick() - back, 1)
+        self.read_at(key, max(self.tick() - back, 1))
 
+    def read_at(self, key: bytes, version: int) -> None:
         answer = self.ask(Tikv.KvGet, key=key, version=version)
 
         if answer.HasField("error"):
@@ -204,6 +218,8 @@ class Transactions(RuleBasedStateMachine):
             self.settle(owner, status.commit_version)
         elif status.lock_info.use_async_commit and force:
             self.check_secondaries(owner, status.lock_info)
+        else:
+            self.read_at(lock.primary_lock, caller)
 
     def check_secondaries(self, owner: Txn, primary: kvrpcpb.LockInfo) -> None:
         answer = self.ask(Tikv.KvCheckSecondaryLocks, start_version=owner.start_ts, keys=primary.secondaries)
@@ -275,4 +291,4 @@ class Transactions(RuleBasedStateMachine):
 
 
 TestTransactions = Transactions.TestCase
-TestTransactions.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestTransactions.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)

@@ -213,3 +213,35 @@ async def test_transactions_outlive_the_cluster(tmp_path: Path, client: BareClie
     assert not resolved.HasField("error")
     assert late.one_pc_commit_ts > version
     assert [(pair.key, pair.value) for pair in again] == [(b"a", b"1"), (b"b", bytes(300))]
+
+
+async def test_garbage_goes_when_the_safe_point_allows_it(client: BareClient) -> None:
+    async with EmbeddedCluster(api_version="v2") as cluster:
+        own = cluster.create_keyspace("own", {"gc_management_type": "keyspace_level"})
+        keys = [b"x" + keyspace.to_bytes(3, "big") + b"k" for keyspace in (0, own)]
+        for key in keys:
+            for value in (b"1", b"2", b"3"):
+                start_ts = await timestamp(cluster, client)
+                region = next(region for region in cluster.regions() if region.contains(encode(key)))
+                assert region.leader is not None
+                request = kvrpcpb.PrewriteRequest(
+                    context=context_for(region, api_version=kvrpcpb.APIVersion.V2),
+                    mutations=[put(key, value)],
+                    primary_lock=key,
+                    start_version=start_ts,
+                    try_one_pc=True,
+                )
+                address = cluster.store_addresses[region.leader.store_id]
+                assert (await client.call(address, Tikv.KvPrewrite, request)).one_pc_commit_ts
+
+        unmoved = cluster.collect_garbage()
+        target = await timestamp(cluster, client)
+        for keyspace_id in (own, 0xFFFFFFFF):
+            scope = pdpb.KeyspaceScope(keyspace_id=keyspace_id)
+            await client.ask_pd(cluster, PD.AdvanceTxnSafePoint, keyspace_scope=scope, target=target)
+            await client.ask_pd(cluster, PD.AdvanceGCSafePoint, keyspace_scope=scope, target=target)
+            if keyspace_id == own:
+                first = cluster.collect_garbage()
+        second = cluster.collect_garbage()
+
+    assert (unmoved, first, second) == (0, 2, 2)
