@@ -49,7 +49,7 @@ _ORPHANED: Final = (
 class Portal:
     """Keeps a client open in the event loop of another thread, and calls it from there. Any thread may use it.
 
-    The loop is uvloop's where that is installed. A portal that is dropped while open warns, and closes.
+    A portal that is dropped while open warns, and closes.
 
     Args:
         client: The client, which nobody else opens.
@@ -318,7 +318,8 @@ class _LoopThread:
     def _run(self) -> None:
         _mark_as_asyncio()
         try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            # Not uvloop: behind many threads it was a third slower, and for one thread 40 µs of 350 faster.
+            with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
                 runner.run(self._serve())
         except asyncio.CancelledError as error:
             if not self._is_stopping:
@@ -394,14 +395,6 @@ class _LoopThread:
             crossing.done.release()
             # The error's traceback holds this frame.
             del crossing
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415  # it is optional
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _mark_as_asyncio() -> None:
