@@ -275,7 +275,7 @@ class Transactions(RuleBasedStateMachine):
         owner = self.owner(lock.lock_version)
         assert lock.lock_version <= version
         assert lock.key in owner.keys
-        assert not owner.commit_ts or owner.commit_ts <= version or owner.mode != "async"
+        assert lock.min_commit_ts <= version
 
     def history(self, key: bytes, version: int) -> bytes | None:
         writers = [txn for txn in self.txns if key in txn.keys and 0 < txn.commit_ts <= version]

@@ -245,3 +245,19 @@ async def test_garbage_goes_when_the_safe_point_allows_it(client: BareClient) ->
         second = cluster.collect_garbage()
 
     assert (unmoved, first, second) == (0, 2, 2)
+
+
+async def test_a_lock_holds_the_safe_timestamp_of_a_store_back(cluster: EmbeddedCluster, client: BareClient) -> None:
+    address, context = cluster.store_addresses[2], context_for(cluster.region_of(b""))
+    raw = kvrpcpb.RawPutRequest(context=context, cf="lock", key=b"no lock", value=b"v")
+    await client.call(cluster.store_addresses[1], Tikv.RawPut, raw)
+    start_ts = await timestamp(cluster, client)
+
+    before = (await client.call(address, Tikv.GetStoreSafeTS, kvrpcpb.StoreSafeTSRequest())).safe_ts
+    await ask(cluster, client, Tikv.KvPrewrite, mutations=[put(b"a", b"1")], primary_lock=b"a", start_version=start_ts)
+    locked = (await client.call(address, Tikv.GetStoreSafeTS, kvrpcpb.StoreSafeTSRequest())).safe_ts
+    locks = (await ask(cluster, client, Tikv.KvScanLock, max_version=start_ts)).locks
+
+    assert before > start_ts
+    assert locked == start_ts
+    assert [lock.key for lock in locks] == [b"a"]

@@ -11,7 +11,7 @@ import attrs
 
 from tikv_embedded.engine import CF_DEFAULT, CF_LOCK, CF_WRITE, Snapshot
 from tikv_embedded.mvcc.errors import default_not_found
-from tikv_embedded.mvcc.keys import BEHIND_VERSIONS, MAX_TS, append_ts, encode_key, split_ts
+from tikv_embedded.mvcc.keys import BEHIND_VERSIONS, MAX_TS, append_ts, decode_key, encode_key, split_ts
 from tikv_embedded.mvcc.lock import Lock
 from tikv_embedded.mvcc.write import NO_CHANGE, Write, WriteType
 
@@ -123,9 +123,15 @@ class MvccReader:
             yield split_ts(stored)[1], value
 
     def locks(self, lower: bytes, upper: bytes) -> Iterator[tuple[bytes, Lock]]:
-        """Yield the locks of `[lower, upper)`, both encoded, with their encoded keys."""
+        """Yield the locks of `[lower, upper)`, both encoded, with their user keys, ascending.
+
+        Pairs that raw requests put into the column family are left out.
+        """
         for encoded, data in self.snapshot.scan(CF_LOCK, lower, upper):
-            yield encoded, Lock.parse(data)
+            try:
+                yield decode_key(encoded), Lock.parse(data)
+            except ValueError:
+                continue
 
     def _change_at(self, key: bytes, commit_ts: int, gc_fence_limit: int) -> tuple[int, Write] | None:
         data = self.snapshot.get(CF_WRITE, append_ts(encode_key(key), commit_ts))

@@ -10,8 +10,8 @@ from tikv_embedded.pd.tso import LOGICAL_BITS
 class SafeTs:
     """The safe timestamp of one store, which never goes back.
 
-    Replicas never lag here and nothing is locked, so all that was written up to now can be read everywhere, unless
-    `lag` says otherwise.
+    Replicas never lag here, so all that was written up to now can be read everywhere, unless `lag` says otherwise or a
+    lock may still become a commit.
 
     Args:
         next_ts: Gives a timestamp greater than every one before.

@@ -180,7 +180,8 @@ class TikvService:
         return response
 
     def _get_store_safe_ts(self, _request: kvrpcpb.StoreSafeTSRequest) -> kvrpcpb.StoreSafeTSResponse:
-        return kvrpcpb.StoreSafeTSResponse(safe_ts=self.safe_ts.advance())
+        with self._state.engine.snapshot() as snapshot:
+            return kvrpcpb.StoreSafeTSResponse(safe_ts=self._txn.resolved_ts(snapshot))
 
     def _get_health_feedback(self, _request: kvrpcpb.GetHealthFeedbackRequest) -> kvrpcpb.GetHealthFeedbackResponse:
         return kvrpcpb.GetHealthFeedbackResponse(health_feedback=self.feedback.report())

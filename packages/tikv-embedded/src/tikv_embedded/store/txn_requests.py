@@ -24,6 +24,7 @@ from tikv_embedded.mvcc.context import TxnContext
 from tikv_embedded.mvcc.errors import MvccError, RegionRefusedError, aborted, put_key_error
 from tikv_embedded.mvcc.keys import MAX_TS, encode_key
 from tikv_embedded.mvcc.max_ts import MaxTs
+from tikv_embedded.mvcc.reader import MvccReader
 from tikv_embedded.region import Region
 from tikv_embedded.store.api_mode import ApiMode
 from tikv_embedded.store.entry_size import entry_error
@@ -144,6 +145,11 @@ class TxnStore:
         """Return what serves requests from that snapshot; for one step of the loop."""
         return TxnSession(self, snapshot)
 
+    def resolved_ts(self, snapshot: Snapshot, lower: bytes = b"", upper: bytes = b"") -> int:
+        """Return how far stale reads of an encoded range can go: to the safe timestamp, or to the start of a lock."""
+        locks = MvccReader(snapshot).locks(lower, upper)
+        return min([self.safe_ts.advance(), *(lock.start_ts for _, lock in locks)])
+
     def destroy_range(
         self, request: kvrpcpb.UnsafeDestroyRangeRequest
     ) -> tuple[kvrpcpb.UnsafeDestroyRangeResponse, WriteBatch | None]:
@@ -208,13 +214,11 @@ class TxnSession:
         return self._store.max_ts_of(store_id)
 
     def _check_stale_read(self, ctx: TxnContext, version: int) -> None:
-        """Refuse to read what may still change: behind the safe timestamp, or behind the start of a lock."""
+        """Refuse to read what may still change; what is read may not change afterwards."""
         region, store_id = ctx.region, self._store.store_id
-        safe_ts = self._store.safe_ts.advance()
-        ctx.max_ts.observe(safe_ts)
-        locks = ctx.reader.locks(region.start_key, region.end_key)
-        safe_ts = min([safe_ts, *(lock.start_ts for _, lock in locks)])
+        safe_ts = self._store.resolved_ts(ctx.snapshot, region.start_key, region.end_key)
         if version != MAX_TS and version <= safe_ts:
+            ctx.max_ts.observe(version)
             return
         peer = region.peer_on(store_id)
         raise RegionRefusedError(data_is_not_ready(region.id, 0 if peer is None else peer.id, safe_ts))

@@ -50,9 +50,9 @@ def mvcc_info(reader: MvccReader, key: bytes) -> kvrpcpb.MvccInfo:
 
 def _first_key_of(ctx: TxnContext, reader: MvccReader, start_ts: int) -> bytes | None:
     lower, upper = ctx.clamp(b"", b"")
-    for encoded, lock in reader.locks(lower, upper):
+    for key, lock in reader.locks(lower, upper):
         if lock.start_ts == start_ts:
-            return decode_key(encoded)
+            return key
     for stored, data in ctx.snapshot.scan(CF_WRITE, lower, upper):
         if Write.parse(data).start_ts == start_ts:
             return decode_key(split_ts(stored)[0])

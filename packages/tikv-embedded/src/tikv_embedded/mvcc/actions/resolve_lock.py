@@ -13,7 +13,7 @@ from tikv_embedded.engine import WriteBatch
 from tikv_embedded.mvcc.actions.commit import commit_key
 from tikv_embedded.mvcc.context import TxnContext
 from tikv_embedded.mvcc.errors import invalid_txn_tso
-from tikv_embedded.mvcc.keys import decode_key, encode_key
+from tikv_embedded.mvcc.keys import encode_key
 from tikv_embedded.mvcc.modifications import Modifications
 from tikv_embedded.mvcc.rollback import clean_up
 
@@ -36,11 +36,10 @@ def resolve_lock(
     outcomes = {info.txn: info.status for info in request.txn_infos}
     if request.start_version:
         outcomes = {request.start_version: request.commit_version}
-    for encoded, lock in reader.locks(*ctx.clamp(b"", b"")):
+    for key, lock in reader.locks(*ctx.clamp(b"", b"")):
         commit_ts = outcomes.get(lock.start_ts)
         if commit_ts is None:
             continue
-        key = decode_key(encoded)
         if not commit_ts:
             clean_up(reader, written, key, lock.start_ts)
         elif commit_ts > lock.start_ts:
@@ -55,9 +54,5 @@ def scan_lock(ctx: TxnContext, request: kvrpcpb.ScanLockRequest) -> tuple[kvrpcp
     ctx.max_ts.observe(request.max_version)
     start, end = request.start_key, request.end_key
     bounds = ctx.clamp(encode_key(start) if start else b"", encode_key(end) if end else b"")
-    locks = (
-        lock.to_info(decode_key(encoded))
-        for encoded, lock in ctx.reader.locks(*bounds)
-        if lock.start_ts <= request.max_version
-    )
+    locks = (lock.to_info(key) for key, lock in ctx.reader.locks(*bounds) if lock.start_ts <= request.max_version)
     return kvrpcpb.ScanLockResponse(locks=itertools.islice(locks, request.limit or None)), None
