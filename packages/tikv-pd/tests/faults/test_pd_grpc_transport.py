@@ -7,7 +7,7 @@ import gc
 import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -95,13 +95,22 @@ async def listening(port: int, handlers: Handlers) -> AsyncIterator[None]:
 async def silent_server(port: int) -> AsyncIterator[None]:
     """Accept connections and never say a word."""
 
-    async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-        await writer.wait_closed()
+    writers: list[asyncio.StreamWriter] = []
 
-    async with await asyncio.start_server(keep_silent, "127.0.0.1", port):
-        yield
+    async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(keep_silent, "127.0.0.1", port)
+    yield
+    server.close()
+    # A client that is gone may have left before this server took notice.
+    for writer in writers:
+        writer.close()
+    await asyncio.sleep(0)
+    await server.wait_closed()
 
 
 @pytest.fixture
