@@ -128,7 +128,7 @@ class EmbeddedCluster:
     @property
     def pd_addresses(self) -> list[str]:
         """host:port of each PD member."""
-        return [endpoint.address for endpoint in self._state.pd_servers.endpoints]
+        return self._state.pd_servers.addresses
 
     @property
     def store_addresses(self) -> dict[int, str]:

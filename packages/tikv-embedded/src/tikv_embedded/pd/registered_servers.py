@@ -13,6 +13,7 @@ from tikv_proto import resource_manager as rm
 from tikv_embedded.endpoint import Endpoint
 from tikv_embedded.errors import TopologyError
 from tikv_embedded.meta import TIKV_VERSION
+from tikv_embedded.pd.port_servers import PortServers
 from tikv_embedded.pd.resource_manager_service import ResourceManagerService
 from tikv_embedded.pd.revisions import Change, Selection
 from tikv_embedded.pd.router_service import RouterService
@@ -20,7 +21,7 @@ from tikv_embedded.pd.state import PdState
 from tikv_embedded.rpc_handlers import Handler
 
 
-class RegisteredServers:
+class RegisteredServers(PortServers):
     """Servers of one service, which are registered while they run.
 
     Args:
@@ -30,52 +31,21 @@ class RegisteredServers:
     """
 
     def __init__(self, state: PdState, endpoints: list[Endpoint], service: str) -> None:
+        super().__init__(endpoints, "server")
         self._state = state
-        self._endpoints = endpoints
         self._prefix = f"/ms/{state.topology.cluster_id}/{service}/"
-
-    @property
-    def addresses(self) -> list[str]:
-        """host:port of each server; empty when PD does all."""
-        return [endpoint.address for endpoint in self._endpoints]
 
     async def serve(self) -> None:
         """Start all servers; once."""
         for server, endpoint in enumerate(self._endpoints):
             await endpoint.start(self._handlers(server))
-        self._register()
-
-    async def stop(self, server: int) -> None:
-        """Close a server's port, and strike it off; harmless when stopped.
-
-        Raises:
-            TopologyError: there is no such server.
-        """
-        await self._endpoint(server).stop()
-        self._register()
-
-    async def start(self, server: int) -> None:
-        """Open a server's port again, the same one; harmless when it runs.
-
-        Raises:
-            TopologyError: there is no such server.
-            PortInUseError: something else took the port meanwhile.
-        """
-        endpoint = self._endpoint(server)
-        if not endpoint.is_running:
-            endpoint.bind()
-            await endpoint.start(self._handlers(server))
-            self._register()
-
-    def _handlers(self, server: int) -> list[Handler]:
-        """Return what a server answers."""
-        raise NotImplementedError
+        self._adjust()
 
     def _entries(self) -> dict[str, bytes]:
         """Return what meta storage should hold below the prefix."""
         raise NotImplementedError
 
-    def _register(self) -> None:
+    def _adjust(self) -> None:
         """Let meta storage, where clients watch, hold what it should."""
         pairs = self._state.pairs
         wanted = {(self._prefix + key).encode(): value for key, value in self._entries().items()}
@@ -84,11 +54,6 @@ class RegisteredServers:
         changes += [Change(key, value) for key, value in wanted.items() if present.get(key) != value]
         if changes:
             pairs.apply(changes)
-
-    def _endpoint(self, server: int) -> Endpoint:
-        if not 0 <= server < len(self._endpoints):
-            raise TopologyError(f"there is no server {server}")
-        return self._endpoints[server]
 
 
 class RouterServers(RegisteredServers):
@@ -141,7 +106,7 @@ class ResourceManagerServers(RegisteredServers):
         if not self._endpoint(server).is_running:
             raise TopologyError(f"resource manager {server} does not run, so it cannot be primary")
         self._primary = server
-        self._register()
+        self._adjust()
 
     def _handlers(self, server: int) -> list[Handler]:
         service = ResourceManagerService(self._state, lambda: self._primary == server)

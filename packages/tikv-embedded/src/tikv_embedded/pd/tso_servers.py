@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tikv_embedded.endpoint import Endpoint
 from tikv_embedded.errors import TopologyError
+from tikv_embedded.pd.port_servers import PortServers
 from tikv_embedded.pd.state import PdState
 from tikv_embedded.pd.tso_service import DEFAULT_GROUP, TsoGroups, TsoService
 from tikv_embedded.rpc_handlers import Handler
 
 
-class TsoServers:
+class TsoServers(PortServers):
     """Servers on ports of their own, any of which may be primary of a keyspace group.
 
     Args:
@@ -18,15 +19,10 @@ class TsoServers:
     """
 
     def __init__(self, state: PdState, endpoints: list[Endpoint]) -> None:
+        super().__init__(endpoints, "TSO server")
         self._state = state
-        self._endpoints = endpoints
         urls = tuple(endpoint.url for endpoint in endpoints)
         self._groups = TsoGroups(state.topology.cluster_id, state.oracle, state.pairs, urls)
-
-    @property
-    def addresses(self) -> list[str]:
-        """host:port of each server; empty when PD serves timestamps itself."""
-        return [endpoint.address for endpoint in self._endpoints]
 
     @property
     def keyspace_groups(self) -> dict[int, int]:
@@ -70,39 +66,12 @@ class TsoServers:
         self._groups.check_group(group)
         self._groups.set_primary(group, server)
 
-    async def stop(self, server: int) -> None:
-        """Close a server's port; the next running one becomes primary of its groups. Harmless when stopped.
-
-        Raises:
-            TopologyError: there is no such server.
-        """
-        await self._endpoint(server).stop()
-        self._elect()
-
-    async def start(self, server: int) -> None:
-        """Open a server's port again, the same one; harmless when it runs.
-
-        Raises:
-            TopologyError: there is no such server.
-            PortInUseError: something else took the port meanwhile.
-        """
-        endpoint = self._endpoint(server)
-        if not endpoint.is_running:
-            endpoint.bind()
-            await endpoint.start(self._handlers(server))
-            self._elect()
-
-    def _elect(self) -> None:
+    def _adjust(self) -> None:
         """Give groups whose primary is stopped to the first server that runs, if one does."""
         running = [server for server, endpoint in enumerate(self._endpoints) if endpoint.is_running]
         for group, primary in self.keyspace_groups.items():
             if running and primary not in running:
                 self._groups.set_primary(group, running[0])
-
-    def _endpoint(self, server: int) -> Endpoint:
-        if not 0 <= server < len(self._endpoints):
-            raise TopologyError(f"there is no TSO server {server}")
-        return self._endpoints[server]
 
     def _handlers(self, server: int) -> list[Handler]:
         service = TsoService(self._groups, server)
