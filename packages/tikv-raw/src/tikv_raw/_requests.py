@@ -264,26 +264,6 @@ class _RedactedRequests(RawRequests):
 
     redaction: Redaction
 
-    def scan_all(
-        self, ranges: Sequence[KeyRange], limit: int, *, reverse: bool, key_only: bool, cf: str
-    ) -> Request[Any]:
-        """Read up to `limit` pairs of each of some ranges that lie in one Region, disjoint and in scan order.
-
-        The response has the pairs in `kvs`, one range after the other.
-        """
-        if len(ranges) == 1:
-            return self.scan(ranges[0], limit, reverse=reverse, key_only=key_only, cf=cf).request(ranges[0])
-        message = kvrpcpb.RawBatchScanRequest(
-            ranges=self._ranges(ranges, reverse=reverse), each_limit=limit, key_only=key_only, reverse=reverse, cf=cf
-        )
-        return Request(services.Tikv.RawBatchScan, message, Effect.READ)
-
-    def _ranges(self, ranges: Iterable[KeyRange], *, reverse: bool = False) -> list[kvrpcpb.KeyRange]:
-        bounds = (self.codec.encode_range(each.start, each.end) for each in ranges)
-        if reverse:
-            return [kvrpcpb.KeyRange(start_key=upper, end_key=lower) for lower, upper in bounds]
-        return [kvrpcpb.KeyRange(start_key=lower, end_key=upper) for lower, upper in bounds]
-
     def pairs(self, operation: str, pairs: Iterable[kvrpcpb.KvPair]) -> list[tuple[bytes, bytes]]:
         """Return answered pairs with the keys that users know."""
         try:

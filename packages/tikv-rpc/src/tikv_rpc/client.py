@@ -133,7 +133,7 @@ class RpcClient:
             kind, cause = selector.settle() or (REGION_MISS, cause)
             await call.pause(kind, cause)
             raise RelocateError from cause
-        store = entry.stores[target.index if target.proxy is None else target.proxy]
+        store = entry.stores[target.via]
         owed = selector.pay(store)
         if owed is not None:
             await call.pause(*owed)
@@ -162,7 +162,7 @@ class RpcClient:
         if base is None:
             base = replica_context(self._cluster_id, self._codec, entry, index, self.config.attempt_timeout)
             routes.bases[index] = base
-        store = entry.stores[index if target.proxy is None else target.proxy]
+        store = entry.stores[target.via]
         is_leader = index == entry.leader
         if is_leader and target.access is Access.LEADER and not forward and options.is_plain and not request.first:
             routes.leader = Route(target, store, client, base, options)

@@ -73,11 +73,7 @@ def milliseconds(seconds: float | None) -> int:
     return 0 if seconds is None else max(int(seconds * 1000), 1)
 
 
-def _seconds(_instance: Any, attribute: attrs.Attribute[Any], value: float | None) -> None:
-    if value is None:
-        return
-    validators.instance_of((int, float))(_instance, attribute, value)
-    positive(_instance, attribute, value)
+_seconds: Final = validators.optional([validators.instance_of((int, float)), positive])
 
 
 def _unsigned(bits: int) -> Callable[[Any, attrs.Attribute[Any], Any], None]:

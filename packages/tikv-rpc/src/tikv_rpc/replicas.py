@@ -61,6 +61,11 @@ class Target:
     proxy: int | None = None
     """Position of the replica whose store passes the request on, if its own cannot be reached."""
 
+    @property
+    def via(self) -> int:
+        """Position of the replica whose store the attempt is sent to."""
+        return self.index if self.proxy is None else self.proxy
+
 
 class _Replica:
     """What one request has learned of a replica."""

@@ -53,7 +53,7 @@ class Route:
         """What the Context was made for."""
         self.fields = self.base + options.context + added
         """The Context, serialized."""
-        self.context = b"\x0a" + varint(len(self.fields)) + self.fields
+        self.context = framed(self.fields)
         """The same as field 1 of the request."""
 
 

@@ -19,11 +19,7 @@ _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m":
 _DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 _not_negative: Final = validators.optional(validators.ge(0))
-
-
-def _optional_positive(instance: Any, attribute: attrs.Attribute[Any], value: float | None) -> None:
-    if value is not None:
-        positive(instance, attribute, value)
+_optional_positive: Final = validators.optional(positive)
 
 
 @attrs.frozen(kw_only=True)
