@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from tikv_pd import Backoffer, Deadline, Region, TikvError
 from tikv_pd.backoff import PD_RPC, REGION_MISS
 
-from tikv_region._flight import SingleFlight
+from tikv_region.flight import SingleFlight
 from tikv_region._inquiry import Inquiry, Point
 from tikv_region._known import KnownRegions
 from tikv_region.codec import KeyCodec

@@ -12,6 +12,7 @@ from tikv_rpc.attempts import (
 )
 from tikv_rpc.call import Call as Call
 from tikv_rpc.client import RpcClient as RpcClient
+from tikv_rpc.collapse import Collapse as Collapse
 from tikv_rpc.composing import dispatch as dispatch, operation as operation
 from tikv_rpc.config import RpcConfig as RpcConfig
 from tikv_rpc.exec_details import (

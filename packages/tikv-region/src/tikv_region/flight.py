@@ -29,6 +29,10 @@ class SingleFlight(Generic[T]):
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[T]] = {}
 
+    def __contains__(self, question: Hashable) -> bool:
+        """Tell whether somebody asks a question just now."""
+        return question in self._flights
+
     async def ask(self, question: Hashable, deadline: Deadline, ask: Callable[[], Awaitable[T]]) -> T:
         """Return the answer to `question`, from `ask` or from another task's.
 
