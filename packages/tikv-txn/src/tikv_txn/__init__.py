@@ -1,7 +1,10 @@
 """Transactions on TiKV.
 
-The transactional client is not here yet. What this package exports works: `Timestamp`, the point in the cluster's
-order of events that transactions read and commit at, with its conversions.
+`TxnConfig` and `TransactionOptions` say how transactions work; `Timestamp` is the point in the cluster's order of
+events that they read and commit at.
 """
 
 from tikv_pd import Timestamp as Timestamp
+
+from tikv_txn.config import TxnConfig as TxnConfig
+from tikv_txn.options import AssertionLevel as AssertionLevel, TransactionOptions as TransactionOptions

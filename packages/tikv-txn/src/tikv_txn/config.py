@@ -1,0 +1,93 @@
+"""Options of the transactional client, composed of those of each layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from attrs import validators
+from tikv_pd import ConfigError, PdConfig
+from tikv_pd.config import positive
+from tikv_region import RegionConfig
+from tikv_rpc import RpcConfig
+
+from tikv_txn.options import TransactionOptions
+
+_count = [validators.instance_of(int), positive]
+_seconds = [validators.instance_of((int, float)), positive]
+
+
+def _fits_field(_instance: Any, attribute: attrs.Attribute[Any], value: int) -> None:
+    if value >= 1 << 32:
+        raise ConfigError(f"{attribute.name} must be below 2**32, got {value}")
+
+
+@attrs.frozen(kw_only=True)
+class TxnConfig:
+    """How the transactional client works. Durations in seconds."""
+
+    timeout: float = attrs.field(default=30.0, validator=_seconds)
+    """What a call may take in all, with every retry, unless it says otherwise: a read, a commit, a page of a scan."""
+    run_timeout: float = attrs.field(default=60.0, validator=_seconds)
+    """How long `TransactionClient.run` begins the work anew, unless it says otherwise."""
+    transaction: TransactionOptions = attrs.field(
+        factory=TransactionOptions, validator=validators.instance_of(TransactionOptions)
+    )
+    """Options of transactions that are begun without any."""
+    max_key_bytes: int = attrs.field(default=8 << 10, validator=_count)
+    """Longest key that may be written, as stores keep it: with the prefix of API v2, and 9 bytes for each 8 begun.
+
+    `storage.max-key-size` of stores; for the default, 7,279 bytes as the caller sees them, 4 less under API v2.
+    """
+    scan_page: int = attrs.field(default=256, validator=[*_count, _fits_field])
+    """Pairs fetched at once by a scan, below 2**32. Source: client-go DefaultScanBatchSize."""
+    batch_get_keys: int = attrs.field(default=5120, validator=_count)
+    """Keys in one request of `batch_get` at most. Source: client-go batchGetSize."""
+    commit_batch_bytes: int = attrs.field(default=16 << 10, validator=_count)
+    """Bytes after which a request of a commit is closed; one larger entry still travels, alone.
+
+    Source: client-go TxnCommitBatchSize.
+    """
+    commit_concurrency: int = attrs.field(default=128, validator=_count)
+    """Requests that one commit keeps under way. Source: client-go CommitterConcurrency."""
+    lock_ttl: float = attrs.field(default=3.0, validator=_seconds)
+    """How long locks of a small transaction last when its client vanishes. Source: client-go defaultLockTTL."""
+    managed_lock_ttl: float = attrs.field(default=20.0, validator=_seconds)
+    """How long locks of a large transaction last, at most, and what a heartbeat, sent twice as often, extends them by.
+
+    Source: client-go ManagedLockTTL.
+    """
+    heartbeat_bytes: int = attrs.field(default=32 << 20, validator=_count)
+    """Bytes of keys and values above which a commit keeps its primary lock alive.
+
+    Source: client-go TTLRefreshedTxnSize.
+    """
+    max_heartbeat: float = attrs.field(default=3600.0, validator=_seconds)
+    """Seconds since its start that a transaction's locks are kept alive at most. Source: client-go MaxTxnTTL."""
+    async_commit_keys: int = attrs.field(default=256, validator=_count)
+    """Keys of an async commit at most. Source: client-go AsyncCommit.KeysLimit."""
+    async_commit_key_bytes: int = attrs.field(default=4096, validator=_count)
+    """Bytes of all keys of an async commit at most. Source: client-go AsyncCommit.TotalKeySizeLimit."""
+    async_commit_window: float = attrs.field(default=2.0, validator=_seconds)
+    """Seconds, counted from its beginning, that the timestamp of an async or one-phase commit may lie ahead.
+
+    A store that would need more has the transaction commit in two phases. Source: client-go AsyncCommit.SafeWindow.
+    """
+    resolved_transactions: int = attrs.field(default=2048, validator=_count)
+    """Transactions whose fate is remembered once it was learned from their locks.
+
+    Source: client-go ResolvedCacheSize.
+    """
+    resolve_lite_keys: int = attrs.field(default=512, validator=_count)
+    """Keys a transaction has in a Region from which on all its locks there are resolved at once, not one by one.
+
+    Source: client-go ResolveLockLiteThreshold.
+    """
+    background_tasks: int = attrs.field(default=1000, validator=_count)
+    """Clean-ups of other transactions' locks that are under way at once; further ones wait."""
+    pd: PdConfig = attrs.field(factory=PdConfig)
+    """Talking to PD."""
+    region: RegionConfig = attrs.field(factory=RegionConfig)
+    """Remembering Regions."""
+    rpc: RpcConfig = attrs.field(factory=RpcConfig)
+    """Talking to stores."""
