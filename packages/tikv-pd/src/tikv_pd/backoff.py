@@ -7,6 +7,7 @@ wait never lasts past the operation's deadline, and an interrupted wait is never
 from __future__ import annotations
 
 import enum
+import math
 import random
 from typing import Final
 
@@ -72,6 +73,14 @@ REGION_NOT_INITIALIZED: Final = BackoffKind("regionNotInitialized", 0.002, 1.0, 
 """The peer has not received its snapshot yet."""
 IS_WITNESS: Final = BackoffKind("isWitness", 1.0, 10.0, Jitter.EQUAL)
 """The peer holds no data."""
+TXN_LOCK: Final = BackoffKind("txnLock", 0.1, 3.0, Jitter.EQUAL)
+"""A lock of another transaction stands in the way of a write."""
+TXN_LOCK_FAST: Final = BackoffKind("txnLockFast", 0.01, 3.0, Jitter.EQUAL)
+"""A lock of another transaction stands in the way of a read."""
+TXN_NOT_FOUND: Final = BackoffKind("txnNotFound", 0.002, 0.5, Jitter.NONE)
+"""The primary lock of a transaction is not there yet."""
+COMMIT_TS_LAG: Final = BackoffKind("commitTSLag", 0.002, 0.5, Jitter.NONE)
+"""PD's timestamps are not as far yet as a commit is to be."""
 
 EXCLUDED_BUDGET: Final = 600.0
 """Seconds that waits of an excluded kind may take. Source: client-go retry, tikvServerBusy."""
@@ -110,8 +119,8 @@ class Backoffer:
         """How many waits of each kind were taken, by its name."""
         return dict(self._attempts)
 
-    async def backoff(self, kind: BackoffKind, cause: BaseException) -> None:
-        """Wait before trying again, because of `cause`.
+    async def backoff(self, kind: BackoffKind, cause: BaseException, *, at_most: float = math.inf) -> None:
+        """Wait before trying again, because of `cause`; no longer than `at_most` seconds.
 
         The last wait before the deadline is cut to end at it, so that one more attempt is possible just before only if
         time is left.
@@ -130,7 +139,7 @@ class Backoffer:
             raise BackoffExceeded(self.deadline.operation, self.waited + self.excluded, self.attempts) from cause
         attempt = self._attempts.get(kind.name, 0)
         self._attempts[kind.name] = attempt + 1
-        delay = min(kind.delay(attempt, self._rng), left)
+        delay = min(kind.delay(attempt, self._rng), left, at_most)
         await anyio.sleep(delay)
         if kind.excluded:
             self.excluded += delay

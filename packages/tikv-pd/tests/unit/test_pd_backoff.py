@@ -37,6 +37,10 @@ async def wait_ten_times(waits: Backoffer, kind: BackoffKind) -> None:
         (backoff.MAX_TS_NOT_SYNCED, "maxTsNotSynced", 0.002, 0.5, Jitter.NONE),
         (backoff.REGION_NOT_INITIALIZED, "regionNotInitialized", 0.002, 1.0, Jitter.NONE),
         (backoff.IS_WITNESS, "isWitness", 1.0, 10.0, Jitter.EQUAL),
+        (backoff.TXN_LOCK, "txnLock", 0.1, 3.0, Jitter.EQUAL),
+        (backoff.TXN_LOCK_FAST, "txnLockFast", 0.01, 3.0, Jitter.EQUAL),
+        (backoff.TXN_NOT_FOUND, "txnNotFound", 0.002, 0.5, Jitter.NONE),
+        (backoff.COMMIT_TS_LAG, "commitTSLag", 0.002, 0.5, Jitter.NONE),
     ],
     ids=lambda value: value.name if isinstance(value, BackoffKind) else "",
 )
@@ -45,7 +49,7 @@ def test_the_table_of_kinds(kind: BackoffKind, name: str, base: float, cap: floa
 
 
 def test_every_kind_has_a_name_of_its_own() -> None:
-    assert len({kind.name for kind in KINDS}) == len(KINDS) == 11
+    assert len({kind.name for kind in KINDS}) == len(KINDS) == 15
 
 
 def test_only_a_busy_store_leaves_the_budget_alone() -> None:
@@ -108,6 +112,15 @@ async def test_the_last_wait_ends_at_the_deadline() -> None:
 
     assert raised.value.__cause__ is CAUSE
     assert anyio.current_time() == 2.5
+
+
+async def test_a_wait_may_be_limited() -> None:
+    waits = backoffer()
+    await waits.backoff(STEADY, CAUSE)
+
+    await waits.backoff(STEADY, CAUSE, at_most=0.25)
+
+    assert (waits.waited, waits.waits, anyio.current_time()) == (1.25, {"steady": 2}, 1.25)
 
 
 async def test_no_wait_begins_after_the_deadline() -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Final
 
 import attrs
 from tikv_pd import ConfigError
-from tikv_pd.lowlevel import as_bytes as as_bytes
-from tikv_region import KeyRange, prefix_range
+from tikv_pd.lowlevel import as_bytes
+from tikv_region import KeyRange
+from tikv_rpc.frontend.arguments import BytesLike, as_range
 
 from tikv_raw.errors import KeyTooLarge, ValueTooLarge
-
-BytesLike: TypeAlias = bytes | bytearray | memoryview
-"""What keys and values may be."""
 
 COLUMN_FAMILIES: Final = frozenset({"default", "lock", "write"})
 """Column families of a raw V1 store. Source: TiKV storage, rawkv cf check."""
@@ -53,29 +51,6 @@ class Limits:
         return check_ttl(ttl, enabled=self.has_ttl)
 
 
-def as_key(key: Any) -> bytes:
-    """Return a key."""
-    return as_bytes(key, "key")
-
-
-def as_items(keys: Iterable[Any]) -> Iterable[Any]:
-    """Return keys that are to be iterated over; refuse a single key."""
-    if isinstance(keys, bytes | bytearray | memoryview | str):
-        raise TypeError("keys must be an iterable of keys, not one key; pass [key]")
-    if not isinstance(keys, Iterable):
-        raise TypeError(f"keys must be an iterable of keys, not {type(keys).__name__}")
-    return keys
-
-
-def as_pair_items(pairs: Any) -> Iterable[Any]:
-    """Return pairs that are to be iterated over; refuse what holds none."""
-    if isinstance(pairs, Mapping):
-        return pairs.items()
-    if isinstance(pairs, bytes | bytearray | memoryview | str) or not isinstance(pairs, Iterable):
-        raise TypeError(f"pairs must be a mapping or an iterable of (key, value) tuples, not {type(pairs).__name__}")
-    return pairs
-
-
 def as_pair(pair: Any, ttl: int | None) -> tuple[Any, Any, int | None]:
     """Return key, value and TTL of a pair; of one without a TTL of its own, `ttl`."""
     # Anything but these might unpack into two by chance: two bytes, a str of two letters, a set in any order.
@@ -87,16 +62,6 @@ def as_pair(pair: Any, ttl: int | None) -> tuple[Any, Any, int | None]:
         case [key, value, own]:
             return key, value, own
     raise TypeError(f"a pair must be a (key, value) or (key, value, ttl) tuple, not {len(pair)} items")
-
-
-def as_range(start: Any, end: Any, prefix: Any = None) -> KeyRange:
-    """Return a range that is given by its bounds or by a prefix."""
-    start, end = as_bytes(start, "start"), as_bytes(end, "end")
-    if prefix is None:
-        return KeyRange(start, end)
-    if start or end:
-        raise ConfigError("pass either a prefix or start and end, not both")
-    return prefix_range(as_bytes(prefix, "prefix"))
 
 
 def as_ranges(ranges: Iterable[Any]) -> list[KeyRange]:
@@ -146,29 +111,6 @@ def check_has_ttl(*, enabled: bool) -> None:
     """Refuse a TTL where there is none."""
     if not enabled:
         raise ConfigError("this client speaks API v1, which has no TTL; open it with api_version='v1ttl' or 'v2'")
-
-
-def check_limit(limit: int | None) -> int | None:
-    """Return a limit on a number of pairs."""
-    if limit is None:
-        return None
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit must be an int, not {type(limit).__name__}")
-    if limit < 0:
-        raise ConfigError(f"limit must not be negative, got {limit}; leave it out for no limit")
-    return limit
-
-
-def check_timeout(timeout: float) -> float:
-    """Return how long a call may take."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"timeout must be seconds as a number, not {type(timeout).__name__}")
-    if not timeout > 0:
-        raise ConfigError(f"timeout must be above 0 seconds, got {timeout}")
-    try:
-        return float(timeout)
-    except OverflowError as error:
-        raise ConfigError("timeout must be seconds that a float can hold; pass math.inf for no limit") from error
 
 
 def check_cf(cf: str, *, several: bool) -> str:

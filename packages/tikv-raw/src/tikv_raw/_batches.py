@@ -14,10 +14,11 @@ from tikv_pd import TikvError
 from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
 from tikv_rpc import Call, Collected, KeyWork, Plan
+from tikv_rpc.frontend.arguments import as_items, as_pair_items
+from tikv_rpc.frontend.sizes import PairSizes
 
-from tikv_raw._arguments import Limits, as_items, as_pair, as_pair_items
+from tikv_raw._arguments import Limits, as_pair
 from tikv_raw._requests import RawRequests, refusal
-from tikv_raw._sizes import PairSizes
 from tikv_raw.errors import RawError
 
 Outcome: TypeAlias = Collected[Sequence[int], Resp]

@@ -6,10 +6,11 @@ from typing import Self
 
 import attrs
 from tikv_rpc import Call, Priority, ReplicaRead, RequestOptions
+from tikv_rpc.frontend.arguments import check_timeout
 
-from tikv_raw._arguments import check_cf, check_timeout
+from tikv_raw._arguments import check_cf
 from tikv_raw._requests import RawRequests
-from tikv_raw._session import Opened, Session
+from tikv_raw._session import Opened, RawSession
 
 
 @attrs.frozen
@@ -29,7 +30,7 @@ class Defaults:
 class Calls:
     """Base of what a client can do."""
 
-    def __init__(self, session: Session, defaults: Defaults) -> None:
+    def __init__(self, session: RawSession, defaults: Defaults) -> None:
         self._session = session
         self._defaults = defaults
         self._variants: dict[tuple[Priority | None, ReplicaRead | None], RequestOptions] = {}

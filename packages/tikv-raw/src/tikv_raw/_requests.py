@@ -15,6 +15,7 @@ from tikv_pd import TikvError
 from tikv_proto import kvrpcpb, services
 from tikv_region import KeyCodec, KeyRange, Redaction, redact
 from tikv_rpc import Edge, Effect, KeyWork, RangeWork, Request
+from tikv_rpc.frontend.paging import Page
 
 from tikv_raw.config import RawConfig
 from tikv_raw.errors import RawError
@@ -43,16 +44,6 @@ class Checksum:
     """Number of pairs."""
     total_bytes: int
     """Bytes of keys and values. Under API v2 a key has its 4-byte prefix."""
-
-
-@attrs.frozen
-class Page:
-    """A stretch of a scan."""
-
-    pairs: list[tuple[bytes, bytes]]
-    """Its pairs, in the order of the scan."""
-    rest: KeyRange | None
-    """What remains of the range after it; None when nothing does."""
 
 
 @attrs.frozen

@@ -1,4 +1,4 @@
-"""What a client and its views share: how to open the connection to a cluster, and the plans while it is open."""
+"""What a client and its views share: the connection to a cluster, and the plans while it is open."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, TypeAlias
 
 import attrs
-from tikv_pd import ClosedError, ConfigError, PdClient, SecurityConfig
-from tikv_pd.lowlevel import Resp, Transport, map_hosts
+from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
-from tikv_region import KeyCodec, KeyRange, KeyspaceCodec, PlainCodec, RegionCache, RegionEntry
+from tikv_region import KeyCodec, KeyRange, RegionEntry
 from tikv_rpc import (
     AtEdge,
     AtKey,
@@ -18,53 +17,30 @@ from tikv_rpc import (
     Collected,
     Edge,
     FanOut,
-    Interceptor,
     KeyWork,
     Merge,
-    ObservedRegionCache,
     Plan,
     RangeWork,
     RegionPlan,
     Request,
     RetryRegion,
     RpcClient,
-    RpcConfig,
-    RpcObserver,
     Settle,
     dispatch,
     operation,
 )
+from tikv_rpc.frontend.session import Endpoint, Session, connect
+from tikv_rpc.frontend.sizes import PairSizes
 
 from tikv_raw._arguments import Limits
 from tikv_raw._batches import Batch, Outcome, Progress, Windowed
 from tikv_raw._many_ranges import Pairs, RegionsWork, ScanOrder, ScanRanges
 from tikv_raw._requests import Checksum, RawRequests, merge_checksums
-from tikv_raw._sizes import PairSizes
 from tikv_raw.config import RawConfig
 
 _KeyPlan: TypeAlias = Plan[tuple[bytes, Request[Resp]], Resp]
 _BatchPlan: TypeAlias = Plan[Batch[Resp], None]
 _Answers: TypeAlias = list[tuple[Any, Resp]]
-
-
-@attrs.frozen
-class Endpoint:
-    """Where the cluster is, and how to speak to it."""
-
-    addresses: tuple[str, ...]
-    """Of PD."""
-    keyspace: str | None
-    """Name of the keyspace; None for API V1 and V1TTL."""
-    has_ttl: bool
-    """Whether pairs may have a TTL."""
-    security: SecurityConfig | None
-    """TLS; None for plain text."""
-    interceptors: tuple[Interceptor, ...]
-    """What runs around every attempt."""
-    observers: tuple[RpcObserver, ...]
-    """Who hears of every call."""
-    transport: Transport | None
-    """How to reach servers; None for gRPC."""
 
 
 @attrs.frozen
@@ -164,80 +140,22 @@ class Reported:
         return response
 
 
-class Session:
-    """A connection to a cluster that is open or not.
+class RawSession(Session[Opened]):
+    """A raw client's connection to a cluster.
 
     Args:
         endpoint: Where to.
         config: Limits.
+        has_ttl: Whether pairs may have a TTL.
     """
 
-    def __init__(self, endpoint: Endpoint, config: RawConfig) -> None:
-        self.opened: Opened | None = None
-        """What it works with while it is open."""
-        self.endpoint: Final = endpoint
+    def __init__(self, endpoint: Endpoint, config: RawConfig, *, has_ttl: bool) -> None:
+        super().__init__("RawClient", endpoint)
         self.config: Final = config
-        self._is_taken = False
-        self._stack: AsyncExitStack | None = None
+        self._has_ttl = has_ttl
 
-    def not_open(self) -> Opened:
-        """Raise ClosedError."""
-        raise ClosedError("RawClient")
-
-    async def open(self) -> None:
-        """Connect."""
-        if self._is_taken:
-            raise ConfigError("this RawClient is open already; share it, or make another")
-        self._is_taken = True
-        try:
-            async with AsyncExitStack() as stack:
-                self.opened = await self._connect(stack)
-                self._stack = stack.pop_all()
-        except BaseException:
-            self._is_taken = False
-            raise
-
-    async def aclose(self) -> None:
-        """Disconnect."""
-        self.opened = None
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            try:
-                await stack.aclose()
-            finally:
-                self._is_taken = False
-
-    async def _connect(self, stack: AsyncExitStack) -> Opened:
-        endpoint, config = self.endpoint, self.config
-        transport = endpoint.transport if endpoint.transport is not None else _grpc(endpoint.security, config.rpc)
-        transport = map_hosts(transport, config.pd.host_mapping)
-        pd = PdClient(
-            endpoint.addresses,
-            keyspace=endpoint.keyspace,
-            config=config.pd,
-            security=endpoint.security,
-            transport=transport,
-        )
-        await stack.enter_async_context(pd)
-        codec: KeyCodec = PlainCodec() if pd.keyspace is None else KeyspaceCodec(b"r", pd.keyspace.id, pd.keyspace.name)
-        make_cache = ObservedRegionCache if endpoint.observers or config.rpc.is_observing else RegionCache
-        cache = make_cache(pd, codec, config=config.region, now=transport.now)
-        rpc = RpcClient(
-            cache,
-            codec,
-            pd.cluster_id,
-            transport,
-            config.rpc,
-            interceptors=endpoint.interceptors,
-            observers=endpoint.observers,
-        )
-        await stack.enter_async_context(rpc)
-        rpc.tasks.start_soon(cache.run)
-        return Opened.over(rpc, codec, config, has_ttl=endpoint.has_ttl)
-
-
-def _grpc(security: SecurityConfig | None, config: RpcConfig) -> Transport:
-    # gRPC takes most of the time of an import; programs that never connect should not pay it.
-    from tikv_pd.grpc_transport import GrpcTransport  # noqa: PLC0415
-
-    return GrpcTransport(security, config.channel)
+    async def connect(self, stack: AsyncExitStack) -> Opened:
+        """Connect; the stack disconnects."""
+        config = self.config
+        cluster = await connect(stack, self.endpoint, b"r", config.pd, config.region, config.rpc)
+        return Opened.over(cluster.rpc, cluster.codec, config, has_ttl=self._has_ttl)

@@ -7,13 +7,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import attrs
-from tikv_pd import Address, ConfigError, SecurityConfig, parse_address
+from tikv_pd import Address, ConfigError, SecurityConfig
 from tikv_pd.lowlevel import Transport
 from tikv_rpc import Interceptor, Priority, ReplicaRead, RequestOptions, RpcObserver, RpcStats
+from tikv_rpc.frontend.arguments import as_addresses, check_timeout
+from tikv_rpc.frontend.session import Endpoint
 
-from tikv_raw._arguments import check_cf, check_timeout
+from tikv_raw._arguments import check_cf
 from tikv_raw._calls import Defaults
-from tikv_raw._session import Endpoint, Session
+from tikv_raw._session import RawSession
 from tikv_raw.config import ApiVersion, RawConfig
 from tikv_raw.ranges import RangeOperations
 
@@ -80,12 +82,7 @@ class RawClient(RangeOperations):
         observers: Iterable[RpcObserver] = (),
         transport: Transport | None = None,
     ) -> None:
-        parsed = parse_address(address)
-        if keyspace is not None and not isinstance(keyspace, str):
-            raise TypeError(f"keyspace must be a str, not {type(keyspace).__name__}")
-        if keyspace is not None and parsed.keyspace is not None and keyspace != parsed.keyspace:
-            raise ConfigError(f"the address names keyspace {parsed.keyspace!r}, the argument {keyspace!r}")
-        keyspace = keyspace if keyspace is not None else parsed.keyspace
+        addresses, keyspace = as_addresses(address, keyspace)
         if api_version is None:
             api_version = "v1" if keyspace is None else "v2"
         if api_version not in {"v1", "v1ttl", "v2"}:
@@ -95,16 +92,15 @@ class RawClient(RangeOperations):
         is_v2 = api_version == "v2"
         config = config if config is not None else RawConfig()
         endpoint = Endpoint(
-            parsed.endpoints,
+            addresses,
             (keyspace or "DEFAULT") if is_v2 else None,
-            api_version != "v1",
             security,
             tuple(interceptors),
             tuple(observers),
             transport,
         )
         defaults = Defaults(config.timeout, check_cf(cf, several=not is_v2), config.atomic, RequestOptions())
-        super().__init__(Session(endpoint, config), defaults)
+        super().__init__(RawSession(endpoint, config, has_ttl=api_version != "v1"), defaults)
 
     async def __aenter__(self) -> Self:
         await self._session.open()

@@ -6,21 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from tikv_pd import ConfigError
+from tikv_pd.lowlevel import as_bytes
 from tikv_proto import kvrpcpb
 from tikv_region import KeyRange
 from tikv_rpc import Call, Effect, Priority, ReplicaRead, Request
+from tikv_rpc.frontend.arguments import BytesLike, as_range, check_limit, check_timeout
+from tikv_rpc.frontend.paging import Page
 
-from tikv_raw._arguments import (
-    BytesLike,
-    as_bytes,
-    as_range,
-    as_ranges,
-    check_limit,
-    check_progress,
-    check_timeout,
-)
+from tikv_raw._arguments import as_ranges, check_progress
 from tikv_raw._many_ranges import CoprocessorAnswer, RegionsWork, ScanOrder
-from tikv_raw._requests import Checksum, Page, accept
+from tikv_raw._requests import Checksum, accept
 from tikv_raw._session import Opened
 from tikv_raw.batches import BatchOperations
 from tikv_raw.scan import Scan
@@ -86,7 +81,7 @@ class RangeOperations(BatchOperations):
             # Keys are small: their number alone is a limit.
             return config.scan_page if key_only else opened.sizes.fit(config.scan_page, config.scan_bytes)
 
-        return Scan(fetch, opened.rpc, key_range, limit, page_pairs)
+        return Scan(fetch, opened.rpc, key_range, limit, page_pairs, "RawClient")
 
     async def batch_scan(
         self,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tikv_pd import ConfigError
+from tikv_pd.lowlevel import as_bytes
 from tikv_rpc import Priority, ReplicaRead
+from tikv_rpc.frontend.arguments import BytesLike
 
-from tikv_raw._arguments import BytesLike, as_bytes, check_has_ttl
+from tikv_raw._arguments import check_has_ttl
 from tikv_raw._calls import Calls
 from tikv_raw._requests import CasResult, accept
 

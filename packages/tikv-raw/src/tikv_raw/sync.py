@@ -13,10 +13,10 @@ from typing import Any, Literal, Self, overload
 from tikv_pd import Address, SecurityConfig
 from tikv_pd.lowlevel import Transport
 from tikv_rpc import Interceptor, Pages, Portal, Priority, ReplicaRead, RequestOptions, RpcObserver, RpcStats
+from tikv_rpc.frontend.arguments import BytesLike
 
 import tikv_raw.client
 import tikv_raw.scan
-from tikv_raw._arguments import BytesLike
 from tikv_raw._batches import BatchOutcome
 from tikv_raw._many_ranges import CoprocessorAnswer
 from tikv_raw._requests import CasResult, Checksum

@@ -9,20 +9,10 @@ import attrs
 import pytest
 from hypothesis import given, strategies as st
 from tikv_raw import ConfigError, KeyTooLarge, ValueTooLarge
-from tikv_raw._arguments import (
-    Limits,
-    as_key,
-    as_range,
-    as_ranges,
-    check_cf,
-    check_limit,
-    check_on_error,
-    check_progress,
-    check_timeout,
-    check_ttl,
-)
+from tikv_raw._arguments import Limits, as_ranges, check_cf, check_on_error, check_progress, check_ttl
 from tikv_raw._batches import Span, key_windows, pair_windows
 from tikv_region import KeyRange
+from tikv_rpc.frontend.arguments import as_key, as_range, check_limit, check_timeout
 
 SPAN = Span(request_keys=100, request_bytes=1000, concurrency=1)
 LIMITS = Limits(max_key=8, key_prefix=0, max_value=16, has_ttl=True)

@@ -11,9 +11,10 @@ from hypothesis import given, strategies as st
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv
 from tikv_raw import CasResult, Checksum, CodecError, RawError
-from tikv_raw._requests import Page, RawRequests, accept, merge_checksums
+from tikv_raw._requests import RawRequests, accept, merge_checksums
 from tikv_region import KeyCodec, KeyRange, KeyspaceCodec, PlainCodec
 from tikv_rpc import Effect, Request
+from tikv_rpc.frontend.paging import Page
 
 PLAIN = RawRequests(PlainCodec(), atomic=False)
 SPACE = RawRequests(KeyspaceCodec(b"r", 5, "users"), atomic=False)

@@ -20,6 +20,7 @@ from tikv_rpc.exec_details import (
     ExecDetailsCollector as ExecDetailsCollector,
     collect_exec_details as collect_exec_details,
 )
+from tikv_rpc.frontend.portal import Pages as Pages, Portal as Portal
 from tikv_rpc.intercept import Attempt as Attempt, Interceptor as Interceptor, Proceed as Proceed
 from tikv_rpc.observed import (
     ObservedAttempt as ObservedAttempt,
@@ -57,7 +58,6 @@ from tikv_rpc.plan import (
     Settle as Settle,
     Splittable as Splittable,
 )
-from tikv_rpc.portal import Pages as Pages, Portal as Portal
 from tikv_rpc.request import Effect as Effect, Request as Request
 from tikv_rpc.resource_control.cost import RuModel as RuModel
 from tikv_rpc.resource_control.details import (

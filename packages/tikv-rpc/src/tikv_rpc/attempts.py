@@ -68,7 +68,8 @@ class Dispatch:
         self, _entry: RegionEntry, route: Route, request: Request[Resp], call: Call, /
     ) -> Coroutine[Any, Any, Resp]:
         """Send it, once awaited."""
-        return self.send(route, request, call, route.context, 0)
+        context = framed(route.fields + request.context) if request.context else route.context
+        return self.send(route, request, call, context, 0)
 
     def send(
         self, route: Route, request: Request[Resp], call: Call, context: bytes, priority: int
@@ -99,8 +100,8 @@ class Intercepted:
 
         async def send() -> Message:
             context = route.context
-            if attempt.fields:
-                context = framed(route.fields + attempt.fields)
+            if request.context or attempt.fields:
+                context = framed(route.fields + request.context + attempt.fields)
             return await self.inner.send(route, request, call, context, attempt.priority)
 
         proceed: Proceed = send

@@ -34,15 +34,17 @@ class Request(Generic[Resp]):
     A plain slotted class: one is made for each call, on the hot path.
     """
 
-    __slots__ = ("effect", "first", "payload", "rpc")
+    __slots__ = ("context", "effect", "first", "payload", "rpc")
 
-    def __init__(self, rpc: Rpc[Any, Resp], message: Message, effect: Effect) -> None:
+    def __init__(self, rpc: Rpc[Any, Resp], message: Message, effect: Effect, context: bytes = b"") -> None:
         self.rpc = rpc
         """Which RPC it is."""
         self.payload = message.SerializeToString()
         """The message without Context, serialized. Keys are encoded already."""
         self.effect = effect
         """What a lost answer means."""
+        self.context = context
+        """Serialized fields of kvrpcpb.Context of this request alone, such as the locks that a read may pass."""
         self.first = ""
         """How the first attempt asked, once there is a second: see `route.manner`."""
 

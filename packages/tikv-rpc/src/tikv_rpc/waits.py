@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
@@ -65,12 +66,12 @@ class CountedBackoffer(Backoffer):
         self.listener = listener
         """Whom it tells."""
 
-    async def backoff(self, kind: BackoffKind, cause: BaseException) -> None:
+    async def backoff(self, kind: BackoffKind, cause: BaseException, *, at_most: float = math.inf) -> None:
         """Wait; see `Backoffer.backoff`."""
         now, taken = self.deadline.now, self.attempts
         began = now()
         try:
-            await super().backoff(kind, cause)
+            await super().backoff(kind, cause, at_most=at_most)
         finally:
             if self.attempts > taken:
                 self.listener.took(kind.name, began, now() - began)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 import pytest
-from tikv_pd import BackoffExceeded, BackoffKind, DeadlineExceeded, PdClient, TikvError, backoff
+from google.protobuf.message import Message
+from tikv_pd import BackoffExceeded, BackoffKind, Deadline, DeadlineExceeded, PdClient, TikvError, backoff
 from tikv_pd.testing import MemoryConnection, MemoryTransport
 from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.healthpb import HealthCheckResponse
@@ -21,10 +22,12 @@ from tikv_proto.services import Health, Tikv
 from tikv_region import Liveness, RegionCache
 from tikv_rpc import (
     AtKey,
+    Attempt,
     DiskFull,
     Effect,
     Isolation,
     Priority,
+    Proceed,
     ReplicaRead,
     Request,
     RequestOptions,
@@ -192,7 +195,7 @@ async def liveness_interval(bench: Bench) -> int:
     bench.cluster.store(1).serving_status = HealthCheckResponse.NOT_SERVING
     entry = bench.kv.cache.find(b"a")
     assert entry is not None
-    bench.rpc.watch.suspect(entry.leader_store)
+    await bench.rpc.watch.probe(entry.leader_store, Deadline("get", 30, bench.rpc.now))
     await anyio.sleep(9.5)
     return len(bench.cluster.requests(Health.Check))
 
@@ -398,8 +401,8 @@ WAITS: dict[str, Callable[[Bench], None]] = {
     "IS_WITNESS": refused_with(is_witness=errorpb.IsWitness()),
 }
 KINDS = {name: kind for name, kind in vars(backoff).items() if isinstance(kind, BackoffKind)}
-NOT_OF_REQUESTS = {"PD_TSO"}
-"""Timestamps do not come from stores: the tests of tikv-pd look at their waits."""
+NOT_OF_REQUESTS = {"PD_TSO", "TXN_LOCK", "TXN_LOCK_FAST", "TXN_NOT_FOUND", "COMMIT_TS_LAG"}
+"""Timestamps do not come from stores: the tests of tikv-pd look at their waits. Locks are a matter of tikv-txn."""
 
 
 def test_every_kind_of_wait_is_checked() -> None:
@@ -453,3 +456,28 @@ async def test_only_waits_that_are_excluded_leave_the_budget_alone(make_kv: type
         else:
             with pytest.raises(BackoffExceeded):
                 await call.pause(kind, DeadlineExceeded("get", 1.0))
+
+
+class PassOn:
+    """An interceptor that adds to the Context."""
+
+    name = "pass on"
+
+    async def __call__(self, attempt: Attempt, proceed: Proceed) -> Message:
+        attempt.patch(kvrpcpb.Context(task_id=8))
+        return await proceed()
+
+
+@pytest.mark.parametrize("interceptors", [[], [PassOn()]])
+async def test_a_request_has_fields_of_context_of_its_own(cluster: FakeCluster, interceptors: list[PassOn]) -> None:
+    passed = kvrpcpb.Context(resolved_locks=[5, 7]).SerializeToString()
+    request = Request(Tikv.RawGet, kvrpcpb.RawGetRequest(key=b"a"), Effect.READ, passed)
+
+    async with cluster.connect(interceptors=interceptors) as rpc:
+        plan: AtKey[kvrpcpb.RawGetResponse] = AtKey(RetryRegion(dispatch(rpc), rpc), rpc.cache)
+        await plan.execute((b"a", request), rpc.call("get", 30))
+
+    (received,) = cluster.requests(Tikv.RawGet)
+    assert list(received.context.resolved_locks) == [5, 7]
+    assert received.context.region_id
+    assert received.context.task_id == 8 * len(interceptors)

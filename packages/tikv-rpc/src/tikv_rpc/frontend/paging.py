@@ -1,0 +1,155 @@
+"""Scans as lazy iterators: one page at hand, the next one on its way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import anyio
+import attrs
+from tikv_pd import ClosedError
+from tikv_region import KeyRange
+
+from tikv_rpc.client import RpcClient
+
+
+@attrs.frozen
+class Page:
+    """A stretch of a scan."""
+
+    pairs: list[tuple[bytes, bytes]]
+    """Its pairs, in the order of the scan."""
+    rest: KeyRange | None
+    """What remains of the range after it; None when nothing does."""
+
+
+Fetch: TypeAlias = Callable[[KeyRange, int], Awaitable[Page]]
+"""Returns the first page of a range, of so many pairs at most."""
+
+
+class _Ahead:
+    """A page being fetched while the one before it is consumed."""
+
+    def __init__(self) -> None:
+        self.scope = anyio.CancelScope()
+        self.done = anyio.Event()
+        self.page: Page | None = None
+        self.error: Exception | None = None
+
+    async def run(self, fetch: Callable[[], Awaitable[Page]]) -> None:
+        with self.scope:
+            try:
+                self.page = await fetch()
+            except Exception as error:
+                # Whatever it is, it concerns whoever iterates, not the client whose task this is.
+                self.error = error
+            finally:
+                self.done.set()
+
+
+class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
+    """The (key, value) pairs of a range, fetched page by page as they are consumed; base of the scans of clients.
+
+    Several tasks may iterate over one scan: each pair goes to one of them. Cancelled while iterating, it continues with
+    the pair after the last one returned.
+
+    Args:
+        fetch: Returns a page.
+        rpc: Whose tasks fetch ahead; iterating ends with ClosedError when it is closed.
+        key_range: What to scan.
+        limit: Pairs at most, None for all.
+        page_pairs: Returns how many pairs to ask for next.
+        client: Name of the client's class, for errors.
+    """
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        rpc: RpcClient,
+        key_range: KeyRange,
+        limit: int | None,
+        page_pairs: Callable[[], int],
+        client: str,
+    ) -> None:
+        self._fetch = fetch
+        self._rpc = rpc
+        self._client = client
+        self._rest: KeyRange | None = None if key_range.is_empty else key_range
+        self._left = limit
+        self._page_pairs = page_pairs
+        self._pairs: Iterator[tuple[bytes, bytes]] = iter(())
+        self._ahead: _Ahead | None = None
+        self._turning = anyio.Lock(fast_acquire=True)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[bytes, bytes]:
+        while True:
+            pairs = self._pairs
+            for pair in pairs:
+                return pair
+            async with self._turning:
+                if self._pairs is pairs:  # No other task turned the page meanwhile.
+                    await self._turn_page()
+
+    async def _take_page(self) -> list[tuple[bytes, bytes]]:
+        """Return all pairs at hand at once, those of the next page when there are none; nothing at the end."""
+        async for pair in self:
+            return [pair, *self._pairs]
+        return []
+
+    async def aclose(self) -> None:
+        """End the scan: nothing is fetched any more, iterating ends, also for a task that waits for a pair now."""
+        self._rest = None
+        self._pairs = iter(())
+        if self._ahead is not None:
+            self._ahead.scope.cancel()
+            self._ahead = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _turn_page(self) -> None:
+        """Make the next page the one at hand, and have the one after it fetched."""
+        page = await self._next_page()
+        self._rest = page.rest
+        if self._left is not None:
+            self._left -= len(page.pairs)
+        self._pairs = iter(page.pairs)
+        if self._rest is not None and self._left != 0:
+            self._ahead = _Ahead()
+            self._rpc.tasks.start_soon(self._ahead.run, self._fetcher(self._rest))
+
+    async def _next_page(self) -> Page:
+        """Return the page fetched ahead, or fetch it; one that failed is fetched again when asked for again."""
+        page: Page | None = None
+        ahead = self._ahead
+        if ahead is not None:
+            await ahead.done.wait()
+            page, self._ahead = ahead.page, None
+        if self._rest is None or self._left == 0:
+            raise StopAsyncIteration
+        if self._rpc.closed:
+            raise ClosedError(self._client)
+        if ahead is not None and ahead.error is not None:
+            raise ahead.error
+        if page is None:
+            page = await self._fetcher(self._rest)()
+            if self._rest is None:
+                raise StopAsyncIteration  # It was closed meanwhile.
+            if self._rpc.closed:
+                raise ClosedError(self._client)
+        return page
+
+    def _fetcher(self, rest: KeyRange) -> Callable[[], Awaitable[Page]]:
+        limit = self._page_pairs()
+        if self._left is not None:
+            limit = min(limit, self._left)
+        return lambda: self._fetch(rest, limit)
