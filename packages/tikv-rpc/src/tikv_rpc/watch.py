@@ -1,7 +1,7 @@
 """Watching over stores in the background: whether they answer, and how slow they are.
 
-A store counts as reachable until somebody suspects it: a request to it failed, say. It is asked then whether it serves,
-once for all who suspect it meanwhile and with a time limit of its own; so no caller's deadline or cancellation says
+A store counts as reachable until somebody probes it, as a request to it failed. It is asked then whether it serves,
+once for all who want to know meanwhile and with a time limit of its own; so no caller's deadline or cancellation says
 anything about a store. One that does not serve is asked again and again until it does, and PD now and then whether it
 has moved. While every store serves, there is one task, which wakes every 15 s to judge how slow they are.
 """
@@ -78,11 +78,6 @@ class StoreWatch:
                         tasks.start_soon(self._ask_feedback, store)
             finally:
                 self._tasks = None
-
-    def suspect(self, store: StoreEntry) -> None:
-        """Have a store looked at in the background, unless that is under way or it is known not to serve."""
-        if store.health.liveness is Liveness.REACHABLE:
-            self._begin_look(store)
 
     async def probe(self, store: StoreEntry, deadline: Deadline) -> Liveness:
         """Return whether a store serves, by a look at it that begins now or is under way.

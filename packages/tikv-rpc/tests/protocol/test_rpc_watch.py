@@ -158,7 +158,6 @@ class TestProbe:
         async with anyio.create_task_group() as tasks:
             for _ in range(50):
                 tasks.start_soon(ask)
-                bench.watch.suspect(bench.store)
 
         assert found == [Liveness.REACHABLE] * 50
         assert bench.checks == 1
@@ -257,7 +256,7 @@ class TestCallers:
 class TestRecovery:
     async def test_a_store_is_looked_at_every_second_until_it_serves(self, bench: Bench) -> None:
         bench.fail()
-        bench.watch.suspect(bench.store)
+        await bench.probe()
         await anyio.sleep(10.5)
         meanwhile = bench.liveness, bench.checks
         bench.recover()
@@ -272,20 +271,10 @@ class TestRecovery:
     async def test_the_interval_is_an_option(self, cluster: FakeCluster) -> None:
         async with watching(cluster, RpcConfig(liveness_interval=5)) as bench:
             bench.fail()
-            bench.watch.suspect(bench.store)
+            await bench.probe()
             await anyio.sleep(16)
 
             assert bench.checks == 4
-
-    async def test_who_suspects_a_store_that_is_down_makes_nothing_happen(self, bench: Bench) -> None:
-        bench.fail()
-        await bench.probe()
-        for _ in range(40):
-            bench.watch.suspect(bench.store)
-            await anyio.sleep(0.1)
-
-        assert bench.checks in {4, 5}
-        bench.recover()
 
     async def test_who_asks_for_a_store_that_is_down_has_it_looked_at_and_finds_it_back(self, bench: Bench) -> None:
         bench.fail()
@@ -302,7 +291,7 @@ class TestRecovery:
         bench.recover()
         await bench.probe()
         bench.fail()
-        bench.watch.suspect(bench.store)
+        await bench.probe()
         await anyio.sleep(0.1)
         gone = bench.liveness
         bench.recover()
@@ -479,7 +468,7 @@ class TestLife:
                 store.serving_status = HealthCheckResponse.NOT_SERVING
             for _ in range(100):
                 for entry in (bench.store, bench.other):
-                    bench.watch.suspect(entry)
+                    await bench.probe(store=entry)
                 await anyio.sleep(0.05)
 
             assert tasks_running() - idle <= 4
@@ -490,7 +479,6 @@ class TestLife:
             bench = Bench(cluster, cache, cluster.transport, RpcConfig())
             await bench.learn_stores()
             bench.fail()
-            bench.watch.suspect(bench.store)
 
             assert await bench.probe() is Liveness.UNKNOWN
             assert bench.liveness is Liveness.REACHABLE
@@ -514,7 +502,6 @@ class TestLife:
             closed_at = anyio.current_time()
         waited = anyio.current_time() - closed_at
         checks = bench.checks
-        bench.watch.suspect(bench.other)
         late = await bench.probe()
         await anyio.sleep(60)
 

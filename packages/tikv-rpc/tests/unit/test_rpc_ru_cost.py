@@ -47,14 +47,6 @@ def test_cpu_of_a_write_is_free_and_bytes_it_reads_are_not() -> None:
     assert cost == Usage(read_ru=near(1.0), read_bytes=64 * 1024)
 
 
-def test_a_failed_write_gets_back_its_base_and_bytes_once() -> None:
-    write = RequestInfo(is_write=True, store_id=1, write_bytes=1024, replica_count=3)
-
-    cost = MODEL.after(write, ResponseInfo(succeeded=False))
-
-    assert cost == Usage(write_ru=near(-2.0), write_bytes=-1024)
-
-
 def test_a_write_between_zones_counts_its_traffic_and_its_replication() -> None:
     traffic = {
         access: (

@@ -157,8 +157,6 @@ class ResponseInfo:
     """Milliseconds the store worked on it."""
     size: int = 0
     """Its bytes on the wire."""
-    succeeded: bool = True
-    """Whether the request was carried out; a write that was not gets a part of its cost back."""
 
 
 @attrs.frozen(kw_only=True)
@@ -213,10 +211,6 @@ class RuModel:
         traffic = response.size if request.access is Access.CROSS_ZONE else 0
         if request.is_write:
             spent.write_cross_zone_bytes = traffic
-            if not response.succeeded:
-                # Neither the part per batch nor the other replicas: PD's clients give back no more than this.
-                spent.write_bytes = -float(request.write_bytes)
-                spent.write_ru = -(self.write_base_cost + self.write_cost_per_byte * request.write_bytes)
             return spent
         spent.read_cross_zone_bytes = traffic
         spent.cpu_ms = response.cpu_ms
