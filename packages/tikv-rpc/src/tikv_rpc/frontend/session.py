@@ -1,0 +1,153 @@
+"""How a client, of raw keys or of transactions, opens its connection to a cluster and closes it."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Final, Generic, Literal, TypeVar
+
+import attrs
+from tikv_pd import ClosedError, ConfigError, PdClient, PdConfig, SecurityConfig
+from tikv_pd.lowlevel import Transport, map_hosts
+from tikv_region import KeyCodec, KeyspaceCodec, PlainCodec, RegionCache, RegionConfig, TxnV1Codec
+
+from tikv_rpc.client import RpcClient
+from tikv_rpc.config import RpcConfig
+from tikv_rpc.intercept import Interceptor
+from tikv_rpc.observed import ObservedRegionCache
+from tikv_rpc.observer import RpcObserver
+
+Opened = TypeVar("Opened")
+Mode = Literal[b"r", b"x"]
+"""Which keys a client works on: raw ones, or those of transactions. Source: the prefixes of API v2."""
+
+
+@attrs.frozen
+class Endpoint:
+    """Where the cluster is, and how to speak to it."""
+
+    addresses: tuple[str, ...]
+    """Of PD."""
+    keyspace: str | None
+    """Name of the keyspace; None for API V1 and V1TTL."""
+    security: SecurityConfig | None
+    """TLS; None for plain text."""
+    interceptors: tuple[Interceptor, ...]
+    """What runs around every attempt."""
+    observers: tuple[RpcObserver, ...]
+    """Who hears of every call."""
+    transport: Transport | None
+    """How to reach servers; None for gRPC."""
+
+
+@attrs.frozen
+class Connection:
+    """A cluster that a client is connected to."""
+
+    pd: PdClient
+    rpc: RpcClient
+    codec: KeyCodec
+    """Of the keys of the client's mode and keyspace."""
+
+
+async def connect(
+    stack: AsyncExitStack, endpoint: Endpoint, mode: Mode, pd: PdConfig, region: RegionConfig, rpc: RpcConfig
+) -> Connection:
+    """Connect to a cluster; the stack disconnects.
+
+    Args:
+        stack: What is left in it must be closed by the task that called this.
+        endpoint: Where to.
+        mode: Which keys the client works on.
+        pd: Limits of talking to PD.
+        region: Limits of remembering Regions.
+        rpc: Limits of talking to stores.
+
+    Raises:
+        PdUnavailable, ClusterMismatch, KeyspaceNotFound, ConfigError: see `PdClient`.
+    """
+    transport = endpoint.transport if endpoint.transport is not None else _grpc(endpoint.security, rpc)
+    transport = map_hosts(transport, pd.host_mapping)
+    pd_client = PdClient(
+        endpoint.addresses, keyspace=endpoint.keyspace, config=pd, security=endpoint.security, transport=transport
+    )
+    await stack.enter_async_context(pd_client)
+    codec = _codec(pd_client, mode)
+    make_cache = ObservedRegionCache if endpoint.observers or rpc.is_observing else RegionCache
+    cache = make_cache(pd_client, codec, config=region, now=transport.now)
+    rpc_client = RpcClient(
+        cache,
+        codec,
+        pd_client.cluster_id,
+        transport,
+        rpc,
+        interceptors=endpoint.interceptors,
+        observers=endpoint.observers,
+    )
+    await stack.enter_async_context(rpc_client)
+    rpc_client.tasks.start_soon(cache.run)
+    return Connection(pd_client, rpc_client, codec)
+
+
+class Session(Generic[Opened]):
+    """A connection to a cluster that is open or not; base of those of clients.
+
+    Args:
+        client: Name of the client's class, for errors.
+        endpoint: Where to.
+    """
+
+    def __init__(self, client: str, endpoint: Endpoint) -> None:
+        self.opened: Opened | None = None
+        """What the client works with while it is open."""
+        self.endpoint: Final = endpoint
+        self._client = client
+        self._is_taken = False
+        self._stack: AsyncExitStack | None = None
+
+    async def connect(self, stack: AsyncExitStack) -> Opened:
+        """Connect; the stack disconnects."""
+        raise NotImplementedError
+
+    def not_open(self) -> Opened:
+        """Raise ClosedError."""
+        raise ClosedError(self._client)
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            ConfigError: it is open already.
+        """
+        if self._is_taken:
+            raise ConfigError(f"this {self._client} is open already; share it, or make another")
+        self._is_taken = True
+        try:
+            async with AsyncExitStack() as stack:
+                self.opened = await self.connect(stack)
+                self._stack = stack.pop_all()
+        except BaseException:
+            self._is_taken = False
+            raise
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        self.opened = None
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            try:
+                await stack.aclose()
+            finally:
+                self._is_taken = False
+
+
+def _codec(pd: PdClient, mode: Mode) -> KeyCodec:
+    if pd.keyspace is not None:
+        return KeyspaceCodec(mode, pd.keyspace.id, pd.keyspace.name)
+    return PlainCodec() if mode == b"r" else TxnV1Codec()
+
+
+def _grpc(security: SecurityConfig | None, config: RpcConfig) -> Transport:
+    # gRPC takes most of the time of an import; programs that never connect should not pay it.
+    from tikv_pd.grpc_transport import GrpcTransport  # noqa: PLC0415
+
+    return GrpcTransport(security, config.channel)
