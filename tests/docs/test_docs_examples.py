@@ -2,6 +2,8 @@
 
 An example that cannot be run has `<!-- not run: why -->` on the line before its fence. One that needs API v1ttl or v2,
 or a keyspace, says so in its own text. Examples may await at the top level, and may use a running `cluster`.
+
+Those with `<!-- file: name -->` in that place are files of a project: pytest is run on all of a document together.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
@@ -27,6 +31,7 @@ DOCUMENTS = [
     *sorted(ROOT.glob("docs/*.md")),
 ]
 ADDRESS = "127.0.0.1:2379"
+_FILE = re.compile(r"^<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCE = re.compile(r"^(?P<before>[^\n]*\n)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -60,10 +65,12 @@ def examples(path: Path) -> Iterator[Example]:
     text = path.read_text()
     for found in _FENCE.finditer(text):
         line = text.count("\n", 0, found.start("code")) + 1
-        yield Example(path, line, found["code"], is_run="<!-- not run: " not in (found["before"] or ""))
+        is_run = not (found["before"] or "").startswith(("<!-- not run: ", "<!-- file: "))
+        yield Example(path, line, found["code"], is_run)
 
 
 EXAMPLES = [example for path in DOCUMENTS for example in examples(path)]
+PROJECTS = [path for path in DOCUMENTS if _FILE.search(path.read_text())]
 
 
 @pytest.fixture
@@ -86,6 +93,17 @@ async def test_an_example_runs(example: Example, tmp_path: Path, monkeypatch: py
             await anyio.to_thread.run_sync(exec, code, names)
         else:
             exec(code, names)
+
+
+@pytest.mark.parametrize("path", PROJECTS, ids=lambda path: path.name)
+def test_the_tests_that_a_document_shows_pass(path: Path, tmp_path: Path) -> None:
+    for found in _FILE.finditer(path.read_text()):
+        (tmp_path / found["name"]).write_text(found["text"])
+
+    run = [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
