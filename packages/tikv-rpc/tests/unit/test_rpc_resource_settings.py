@@ -102,6 +102,7 @@ def test_a_client_overrides_what_pd_tells_all(name: str, value: Any) -> None:
         ("max_wait", 0),
         ("retry_interval", -1),
         ("retry_times", 0),
+        ("degraded_wait", -1),
         ("degraded_fill_rate", 0),
         ("token_timeout", 0),
     ],

@@ -4,7 +4,7 @@ from typing import Any
 
 import attrs
 import pytest
-from tikv_pd import Consumption
+from tikv_pd import ConfigError, Consumption
 from tikv_proto import kvrpcpb
 from tikv_rpc.resource_control.cost import Access, RequestInfo, ResponseInfo, RuModel, Usage
 from tikv_rpc.resource_control.ru_v2 import RuV2Weights
@@ -142,6 +142,34 @@ def test_what_was_used_is_told_to_pd_part_by_part() -> None:
 
     assert told == Consumption(1, 2, 3, 4, 5, 0, 6, 7, 8, 9, 10)
     assert Usage(read_cross_zone_bytes=-1).to_consumption() == Consumption()
+
+
+@pytest.mark.parametrize("option", [*attrs.fields(RuModel), *attrs.fields(RuV2Weights)], ids=lambda option: option.name)
+def test_nothing_has_a_cost_below_zero(option: attrs.Attribute[float]) -> None:
+    costs = RuModel if option in attrs.fields(RuModel) else RuV2Weights
+
+    assert getattr(costs(**{option.name: 0}), option.name) == 0
+    with pytest.raises(ConfigError, match=option.name):
+        costs(**{option.name: -0.1})
+
+
+@pytest.mark.parametrize("weight", [field.name for field in attrs.fields(RuV2Weights)])
+def test_each_weight_counts(weight: str) -> None:
+    counters = kvrpcpb.RUV2(
+        kv_engine_cache_miss=1,
+        executor_inputs=kvrpcpb.ExecutorInputs(tikv_coprocessor_executor_work_total_batch_index_scan=1),
+        coprocessor_executor_iterations=1,
+        coprocessor_response_bytes=1,
+        raftstore_store_write_trigger_wb_bytes=1,
+        storage_processed_keys_batch_get=1,
+        storage_processed_keys_get=1,
+    )
+    ones = RuV2Weights(**dict.fromkeys(attrs.fields_dict(RuV2Weights), 1.0))
+
+    heavier = attrs.evolve(ones, **{weight: 3.0})
+
+    assert ones.cost(counters, is_write=True) == near(8)
+    assert heavier.cost(counters, is_write=True) == near(24 if weight == "scale" else 10)
 
 
 def test_the_second_model_weighs_each_counter() -> None:

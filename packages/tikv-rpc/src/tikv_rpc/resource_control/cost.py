@@ -7,13 +7,24 @@ it is sent, once for each replica. Source: tikv/pd client/resource_group/control
 from __future__ import annotations
 
 import enum
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import attrs
-from tikv_pd import Consumption
+from tikv_pd import ConfigError, Consumption
+from tikv_pd.config import number
 
 _BATCH_SHARE: Final = 0.7
 """Part of a request's cost per batch that a single request is charged. Source: defaultAvgBatchProportion."""
+
+
+def not_negative(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> None:
+    """Validate that a number is 0 or above."""
+    if not value >= 0:
+        raise ConfigError(f"{attribute.name} must not be below 0, got {value!r}")
+
+
+PRICE: Final = [number, not_negative]
+"""What validates the cost of something."""
 
 
 @attrs.define
@@ -163,19 +174,19 @@ class ResponseInfo:
 class RuModel:
     """What things cost, in request units. PD keeps it for all clients of a cluster."""
 
-    read_base_cost: float = 1 / 8
+    read_base_cost: float = attrs.field(default=1 / 8, validator=PRICE)
     """A read."""
-    read_per_batch_base_cost: float = 1 / 2
+    read_per_batch_base_cost: float = attrs.field(default=1 / 2, validator=PRICE)
     """A batch of reads, of which a single one is charged 0.7."""
-    read_cost_per_byte: float = 1 / (64 * 1024)
+    read_cost_per_byte: float = attrs.field(default=1 / (64 * 1024), validator=PRICE)
     """A byte read."""
-    write_base_cost: float = 1.0
+    write_base_cost: float = attrs.field(default=1.0, validator=PRICE)
     """A write to one replica."""
-    write_per_batch_base_cost: float = 1.0
+    write_per_batch_base_cost: float = attrs.field(default=1.0, validator=PRICE)
     """A batch of writes to one replica, of which a single one is charged 0.7."""
-    write_cost_per_byte: float = 1 / 1024
+    write_cost_per_byte: float = attrs.field(default=1 / 1024, validator=PRICE)
     """A byte written to one replica."""
-    read_cpu_ms_cost: float = 1 / 3
+    read_cpu_ms_cost: float = attrs.field(default=1 / 3, validator=PRICE)
     """A millisecond of CPU time of a read."""
 
     def before(self, request: RequestInfo) -> Usage:

@@ -8,28 +8,30 @@ from __future__ import annotations
 import attrs
 from tikv_proto import kvrpcpb
 
+from tikv_rpc.resource_control.cost import PRICE
+
 
 @attrs.frozen(kw_only=True)
 class RuV2Weights:
     """What each thing costs, before `scale`. Source: client-go RUV2TiKVConfig, kvrpcpb.RUV2."""
 
-    scale: float = 2.10
+    scale: float = attrs.field(default=2.10, validator=PRICE)
     """Applied to the sum."""
-    engine_cache_miss: float = 0.45975389
+    engine_cache_miss: float = attrs.field(default=0.45975389, validator=PRICE)
     """A block that was not in the engine's cache."""
-    executor_inputs: float = 0.0000315
+    executor_inputs: float = attrs.field(default=0.0000315, validator=PRICE)
     """A row that went into an executor of the coprocessor."""
-    executor_iterations: float = 0.05775369
+    executor_iterations: float = attrs.field(default=0.05775369, validator=PRICE)
     """A round of an executor of the coprocessor."""
-    coprocessor_response_bytes: float = 0.00000087
+    coprocessor_response_bytes: float = attrs.field(default=0.00000087, validator=PRICE)
     """A byte of a coprocessor's response."""
-    raftstore_write_bytes: float = 0.000061
+    raftstore_write_bytes: float = attrs.field(default=0.000061, validator=PRICE)
     """A byte of a write batch that raftstore made."""
-    batch_get_keys: float = 0.00266791
+    batch_get_keys: float = attrs.field(default=0.00266791, validator=PRICE)
     """A key read among others."""
-    get_keys: float = 0.01416829
+    get_keys: float = attrs.field(default=0.01416829, validator=PRICE)
     """A key read by itself."""
-    write_rpcs: float = 0.09642181
+    write_rpcs: float = attrs.field(default=0.09642181, validator=PRICE)
     """A write."""
 
     def cost(self, counters: kvrpcpb.RUV2, *, is_write: bool) -> float:

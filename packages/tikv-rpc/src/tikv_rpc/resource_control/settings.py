@@ -10,23 +10,23 @@ from typing import Any, Final
 import attrs
 from attrs import validators
 from tikv_pd import ConfigError
-from tikv_pd.config import positive
+from tikv_pd.config import number, positive, whole_number
 
-from tikv_rpc.resource_control.cost import RuModel
+from tikv_rpc.resource_control.cost import RuModel, not_negative
 from tikv_rpc.resource_control.ru_v2 import RuV2Weights
 
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
-_not_negative: Final = validators.optional(validators.ge(0))
-_optional_positive: Final = validators.optional(positive)
+_optional_positive: Final = validators.optional((number, positive))
+_optional_count: Final = validators.optional((whole_number, positive))
 
 
 @attrs.frozen(kw_only=True)
 class ResourceControlConfig:
     """What one client sets for itself. Durations in seconds; None leaves it to what PD tells all clients."""
 
-    model: RuModel | None = None
+    model: RuModel | None = attrs.field(default=None, validator=validators.optional(validators.instance_of(RuModel)))
     """What requests cost. Source of PD's: `request-unit`."""
     max_wait: float | None = attrs.field(default=None, validator=_optional_positive)
     """Longest that one request waits for tokens it can count on; its deadline may be sooner.
@@ -35,20 +35,20 @@ class ResourceControlConfig:
     """
     retry_interval: float | None = attrs.field(default=None, validator=_optional_positive)
     """Seconds until a request that found too few tokens looks again, unless some are granted sooner. PD's is 0.05."""
-    retry_times: int | None = attrs.field(default=None, validator=_optional_positive)
+    retry_times: int | None = attrs.field(default=None, validator=_optional_count)
     """How often it looks until it is throttled. PD's is 20, from `ltb-token-rpc-max-delay` and the interval."""
-    degraded_wait: float | None = attrs.field(default=None, validator=_not_negative)
+    degraded_wait: float | None = attrs.field(default=None, validator=validators.optional((number, not_negative)))
     """Seconds without any answer from PD after which groups that need tokens fill themselves at their own rate.
 
     0 is never. PD's is 0, `degraded-mode-wait-duration`.
     """
-    degraded_fill_rate: int | None = attrs.field(default=None, validator=_optional_positive)
+    degraded_fill_rate: int | None = attrs.field(default=None, validator=_optional_count)
     """Tokens a second of a group that could not be loaded because PD is away; with None its requests fail."""
-    token_timeout: float = attrs.field(default=5.0, validator=positive)
+    token_timeout: float = attrs.field(default=5.0, validator=[number, positive])
     """Longest wait for PD's answer to a request for tokens, and for the settings of a group."""
-    zone: str = ""
+    zone: str = attrs.field(default="", validator=validators.instance_of(str))
     """Zone this client is in, to count bytes that travel between zones; compared with the stores' label `zone`."""
-    ru_v2_weights: RuV2Weights = attrs.field(factory=RuV2Weights)
+    ru_v2_weights: RuV2Weights = attrs.field(factory=RuV2Weights, validator=validators.instance_of(RuV2Weights))
     """What things cost in the second model."""
 
 
