@@ -1,7 +1,7 @@
 """What a transaction writes, kept in key order until it commits. Pure: nothing here waits or sends.
 
-Every change of a key replaces its `Entry`. While savepoints are open, the entry that a key had before is kept by the
-innermost of them, once: rolling back puts those entries back, releasing leaves them to the savepoint around.
+Every change of a key replaces its `Entry`. While marks are open, the entry that a key had before is kept by the innermost
+of them, once: rolling back puts those entries back, releasing leaves them to the mark around.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Limits:
         return cls(stored_key // 9 * 8 - 1, len(codec.encode_key(b"")), entry, total)
 
 
-class Savepoint:
+class Mark:
     """The entries that changed since a moment, as they were then."""
 
     __slots__ = ("before",)
@@ -99,7 +99,7 @@ class Buffer:
         """Bytes of all keys and values."""
         self._limits: Final = limits
         self._entries: SortedDict[bytes, Entry] = SortedDict()
-        self._savepoints: list[Savepoint] = []
+        self._marks: list[Mark] = []
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -160,27 +160,27 @@ class Buffer:
         """
         self._replace(self._known(key)._replace(is_locked=True, assertion=assertion))
 
-    def savepoint(self) -> Savepoint:
-        """Return a savepoint within all that are open."""
-        savepoint = Savepoint()
-        self._savepoints.append(savepoint)
-        return savepoint
+    def mark(self) -> Mark:
+        """Return a mark of what is written now, within all that are open."""
+        mark = Mark()
+        self._marks.append(mark)
+        return mark
 
-    def is_open(self, savepoint: Savepoint) -> bool:
-        """Tell whether a savepoint can still be released or rolled back to."""
-        return any(one is savepoint for one in self._savepoints)
+    def is_open(self, mark: Mark) -> bool:
+        """Tell whether a mark can still be released or rolled back to."""
+        return any(one is mark for one in self._marks)
 
-    def release(self, savepoint: Savepoint) -> None:
-        """End an open savepoint and those within it; what was written since stays."""
-        for inner in self._end(savepoint):
-            if self._savepoints:
-                around = self._savepoints[-1].before
+    def release(self, mark: Mark) -> None:
+        """End an open mark and those within it; what was written since stays."""
+        for inner in self._end(mark):
+            if self._marks:
+                around = self._marks[-1].before
                 for key, entry in inner.before.items():
                     around.setdefault(key, entry)
 
-    def roll_back(self, savepoint: Savepoint) -> None:
-        """End an open savepoint and those within it; all is as it was when it was made."""
-        for inner in reversed(self._end(savepoint)):
+    def roll_back(self, mark: Mark) -> None:
+        """End an open mark and those within it; all is as it was when it was made."""
+        for inner in reversed(self._end(mark)):
             for key, entry in inner.before.items():
                 self._restore(key, entry)
 
@@ -217,8 +217,8 @@ class Buffer:
         size = self.size + entry.size - (0 if old is None else old.size)
         if size > limits.total:
             raise TransactionTooLarge(size, limits.total)
-        if self._savepoints:
-            self._savepoints[-1].before.setdefault(key, old)
+        if self._marks:
+            self._marks[-1].before.setdefault(key, old)
         self._entries[key] = entry
         self.size = size
 
@@ -228,10 +228,10 @@ class Buffer:
             self._entries[key] = entry
             self.size += entry.size
 
-    def _end(self, savepoint: Savepoint) -> list[Savepoint]:
-        """Take a savepoint and those within it away; return them, the outermost first."""
-        index = next(index for index, one in enumerate(self._savepoints) if one is savepoint)
-        ended, self._savepoints = self._savepoints[index:], self._savepoints[:index]
+    def _end(self, mark: Mark) -> list[Mark]:
+        """Take a mark and those within it away; return them, the outermost first."""
+        index = next(index for index, one in enumerate(self._marks) if one is mark)
+        ended, self._marks = self._marks[index:], self._marks[:index]
         return ended
 
 
@@ -258,7 +258,7 @@ class Merge:
     @property
     def is_hungry(self) -> bool:
         """Whether the next page of the snapshot is needed before `take` can tell what is next."""
-        return self._pair is None and not self._is_last
+        return self._pair is None and not self._is_last and self._rest is not None
 
     @property
     def rest(self) -> KeyRange | None:

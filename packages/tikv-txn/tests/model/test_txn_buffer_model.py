@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tikv_region import KeyRange
-from tikv_txn.buffer import Assertion, Buffer, Entry, Limits, Merge, Savepoint
+from tikv_txn.buffer import Assertion, Buffer, Entry, Limits, Mark, Merge
 from tikv_txn.errors import AlreadyExists, KeyTooLarge, TransactionTooLarge, ValueTooLarge
 
 LIMITS = Limits(key=4, key_prefix=1, entry=6, total=24)
@@ -35,8 +35,8 @@ class BufferMachine(RuleBasedStateMachine):
         super().__init__()
         self.buffer = Buffer(LIMITS)
         self.model: Model = {}
-        self.copies: list[tuple[Savepoint, Model]] = []
-        self.ended: list[Savepoint] = []
+        self.copies: list[tuple[Mark, Model]] = []
+        self.ended: list[Mark] = []
 
     def expected_error(self, key: bytes, known: Known) -> type[Exception] | None:
         def size(key: bytes, known: Known) -> int:
@@ -88,7 +88,7 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.copies) < 5)
     @rule()
     def savepoint(self) -> None:
-        self.copies.append((self.buffer.savepoint(), dict(self.model)))
+        self.copies.append((self.buffer.mark(), dict(self.model)))
 
     @precondition(lambda self: self.copies)
     @rule(data=st.data())
@@ -101,7 +101,7 @@ class BufferMachine(RuleBasedStateMachine):
         savepoint, self.model = self.end(data)
         self.buffer.roll_back(savepoint)
 
-    def end(self, data: st.DataObject) -> tuple[Savepoint, Model]:
+    def end(self, data: st.DataObject) -> tuple[Mark, Model]:
         index = data.draw(st.integers(0, len(self.copies) - 1))
         ended = self.copies[index]
         self.ended += [savepoint for savepoint, _ in self.copies[index:]]

@@ -186,7 +186,7 @@ def test_rolling_back_to_a_savepoint_takes_back_all_that_was_done_since(buffer: 
     buffer.put(b"a", b"1")
     buffer.lock(b"b")
     before = list(buffer.entries())
-    savepoint = buffer.savepoint()
+    savepoint = buffer.mark()
     buffer.put(b"a", b"222")
     buffer.insert(b"b", b"2")
     buffer.delete(b"c")
@@ -200,9 +200,9 @@ def test_rolling_back_to_a_savepoint_takes_back_all_that_was_done_since(buffer: 
 
 
 def test_a_released_savepoint_leaves_its_writes_to_the_one_around(buffer: Buffer) -> None:
-    outer = buffer.savepoint()
+    outer = buffer.mark()
     buffer.put(b"a", b"1")
-    inner = buffer.savepoint()
+    inner = buffer.mark()
     buffer.put(b"a", b"2")
     buffer.put(b"b", b"2")
     buffer.release(inner)
@@ -215,9 +215,9 @@ def test_a_released_savepoint_leaves_its_writes_to_the_one_around(buffer: Buffer
 
 
 def test_ending_a_savepoint_ends_those_within_it(buffer: Buffer) -> None:
-    outer = buffer.savepoint()
+    outer = buffer.mark()
     buffer.put(b"a", b"1")
-    inner = buffer.savepoint()
+    inner = buffer.mark()
     buffer.put(b"a", b"2")
 
     buffer.roll_back(outer)
