@@ -24,12 +24,8 @@ import pytest
 from tikv_embedded import EmbeddedCluster
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "proto" / "README.md",
-    *sorted(ROOT.glob("packages/*/README.md")),
-    *sorted(ROOT.glob("docs/*.md")),
-]
+READMES = [ROOT / "proto" / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
+DOCUMENTS = [ROOT / "README.md", *READMES, *sorted(ROOT.glob("docs/*.md"))]
 ADDRESS = "127.0.0.1:2379"
 _FILE = re.compile(r"^<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCE = re.compile(r"^(?P<before>[^\n]*\n)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -113,3 +109,10 @@ def test_an_example_is_python(example: Example) -> None:
 
 def test_no_example_is_missed() -> None:
     assert len(EXAMPLES) == sum(path.read_text().count("```python") for path in DOCUMENTS)
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_the_readme_of_a_package_can_be_read_without_the_repository(path: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text())
+
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
