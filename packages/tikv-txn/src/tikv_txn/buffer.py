@@ -1,7 +1,7 @@
 """What a transaction writes, kept in key order until it commits. Pure: nothing here waits or sends.
 
-Every change of a key replaces its `Entry`. While marks are open, the entry that a key had before is kept by the innermost
-of them, once: rolling back puts those entries back, releasing leaves them to the mark around.
+Every change of a key replaces its `Entry`. While marks are open, the entry that a key had before is kept by the
+innermost of them, once: rolling back puts those entries back, releasing leaves them to the mark around.
 """
 
 from __future__ import annotations
