@@ -260,6 +260,119 @@ async def test_timestamps_grow_and_differ_while_pd_and_tso_servers_take_turns() 
     assert asked.addresses & set(servers)
 
 
+class TestALeaderThatIsCutOff:
+    """Followers pass requests on to it: what members do among themselves goes on undisturbed."""
+
+    CONFIG = PdConfig(forwarding=True, timeout=0.5, service_interval=0.2)
+
+    async def test_timestamps_grow_through_a_follower_and_straight_again_when_it_is_back(self) -> None:
+        asked = Asked()
+        async with (
+            EmbeddedCluster(stores=1, pd_members=3, network_faults=True) as cluster,
+            PdClient(cluster.url, config=self.CONFIG, observer=asked) as client,
+        ):
+            members, leader = set(cluster.pd_addresses), client.leader
+            granted = [await client.get_ts()]
+            cluster.network.partition(leader)
+            granted += [await client.get_ts() for _ in range(100)]
+            through = asked.addresses - {leader}
+            cluster.network.heal(leader)
+            asked.addresses.clear()
+            with anyio.fail_after(15):
+                while leader not in asked.addresses:
+                    granted.append(await client.get_ts())
+            asked.addresses.clear()
+            granted += [await client.get_ts() for _ in range(100)]
+
+        assert granted == sorted(set(granted))
+        assert through
+        assert through < members
+        assert asked.addresses == {leader}
+
+    async def test_timestamps_grow_over_moves_of_the_leader_meanwhile(self) -> None:
+        asked = Asked()
+        async with (
+            EmbeddedCluster(stores=1, pd_members=3, network_faults=True) as cluster,
+            PdClient(cluster.url, config=self.CONFIG, observer=asked) as client,
+        ):
+            cut_off = cluster.pd_addresses[0]
+            cluster.network.partition(cut_off)
+            granted = [await client.get_ts()]
+            for member in (1, 2, 0, 2, 1, 0):
+                cluster.transfer_pd_leader(member)
+                granted += [await client.get_ts() for _ in range(20)]
+                assert await client.get_region(b"k") is not None
+                assert await client.get_stores()
+            asked_through = asked.addresses - {cut_off}
+
+        assert granted == sorted(set(granted))
+        assert len(asked_through) == 2
+
+    async def test_a_thousand_callers_notice_nothing_but_the_wait(self) -> None:
+        async with (
+            EmbeddedCluster(stores=1, pd_members=3, network_faults=True) as cluster,
+            PdClient(cluster.url, config=self.CONFIG) as client,
+        ):
+            draws = Draws(20_000)
+            async with anyio.create_task_group() as tasks:
+                draws.begin(tasks, [client])
+                await anyio.sleep(0.05)
+                cluster.network.partition(client.leader)
+                await anyio.sleep(1.5)
+                cluster.network.heal(client.leader)
+            draws.check(20_000)
+
+    async def test_without_forwarding_it_is_waited_for(self) -> None:
+        async with (
+            EmbeddedCluster(stores=1, pd_members=3, network_faults=True) as cluster,
+            PdClient(cluster.url, config=PdConfig(timeout=0.5)) as client,
+        ):
+            leader = client.leader
+            cluster.network.partition(leader)
+            with pytest.raises(DeadlineExceeded):
+                await client.get_ts(timeout=1)
+            cluster.network.heal(leader)
+
+            assert (await client.get_ts(timeout=20)).physical
+
+
+async def test_clients_that_ask_through_followers_get_timestamps_in_order_with_those_that_do_not() -> None:
+    asked = Asked()
+    async with (
+        EmbeddedCluster(stores=1, pd_members=3) as cluster,
+        PdClient(cluster.url, config=PdConfig(tso_through_follower=True), observer=asked) as through,
+        PdClient(cluster.url) as straight,
+    ):
+        granted = [await client.get_ts() for _ in range(100) for client in (through, straight)]
+        leader, proxies = through.leader, set(asked.addresses)
+        for address in proxies:
+            await cluster.stop_pd_member(cluster.pd_addresses.index(address))
+        granted += [await client.get_ts() for _ in range(100) for client in (through, straight)]
+
+    assert granted == sorted(set(granted))
+    assert leader not in proxies
+    assert len(asked.addresses) == 2
+
+
+async def test_a_follower_that_hangs_costs_one_caller_a_timeout() -> None:
+    async with (
+        EmbeddedCluster(stores=1, pd_members=3, network_faults=True) as cluster,
+        PdClient(cluster.url, config=PdConfig(timeout=0.5)) as client,
+    ):
+        follower = next(address for address in cluster.pd_addresses if address != client.leader)
+        await client.get_region(b"k", allow_follower=True)
+        cluster.network.partition(follower)
+        slow = 0
+        for _ in range(50):
+            started = anyio.current_time()
+            assert await client.get_region(b"k", allow_follower=True) is not None
+            slow += anyio.current_time() - started > 0.4
+            await anyio.sleep(0.05)
+        cluster.network.heal(follower)
+
+    assert slow <= 1
+
+
 async def test_servers_are_asked_where_there_are_any_and_pd_where_that_is_wanted() -> None:
     async with (
         EmbeddedCluster(stores=1, tso_servers=1) as cluster,

@@ -189,6 +189,30 @@ async def test_a_follower_passes_a_call_on_to_the_leader(three_members: Embedded
 # Timestamps.
 
 
+async def test_a_follower_passes_requests_for_timestamps_on_to_the_leader_as_long_as_it_leads(
+    three_members: EmbeddedCluster, client: BareClient
+) -> None:
+    leader, follower, _ = three_members.pd_addresses
+    straight, through = (
+        client.stream(leader, PD.Tso),
+        client.stream(follower, PD.Tso, [("pd-forwarded-host", f"http://{leader}")]),
+    )
+    request = pdpb.TsoRequest(header=pdpb.RequestHeader(cluster_id=three_members.cluster_id), count=5)
+
+    granted = []
+    for stream in (straight, through, straight, through):
+        await stream.write(request)
+        last = (await stream.read()).timestamp
+        granted.append((last.physical, last.logical))
+    three_members.transfer_pd_leader(2)
+    await through.write(request)
+    code, details = await through.status()
+
+    assert granted == sorted(set(granted))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "is not leader" in details
+
+
 async def test_timestamps_come_in_order_and_never_twice(pd: Pd) -> None:
     stream = pd.client.stream(pd.address, PD.Tso)
     counts = [1, 10, 1000, 1]

@@ -47,6 +47,13 @@ def test_a_call_forwarded_to_the_leader_is_answered_as_by_the_leader(members: Pd
     assert admit(members, TWO, {FORWARDED_HOST: ONE.url}) == ONE
 
 
+def test_the_scheme_in_which_the_leader_is_named_does_not_matter(members: PdMembers) -> None:
+    address = ONE.url.removeprefix("http://")
+
+    assert admit(members, TWO, {FORWARDED_HOST: f"https://{address}"}) == ONE
+    assert isinstance(admit(members, TWO, {FORWARDED_HOST: address}), Refusal)
+
+
 def test_a_call_is_forwarded_to_nobody_but_the_leader(members: PdMembers) -> None:
     refusal = admit(members, TWO, {FORWARDED_HOST: THREE.url})
 

@@ -18,6 +18,7 @@ from tikv_pd._routing.connections import Connections
 from tikv_pd._routing.members import Members
 from tikv_pd._routing.service_route import RESOURCE_MANAGERS, ROUTERS, ServiceRoute
 from tikv_pd._routing.tso_source import NO_KEYSPACE, TsoSource
+from tikv_pd._routing.ways import Ways
 from tikv_pd._services.gc import Gc
 from tikv_pd._services.http import HttpTransport, PdHttp
 from tikv_pd._services.keyspaces import Keyspaces, enabled
@@ -161,14 +162,16 @@ class PdClient:
             routes.append(ServiceRoute(registry, members, servers, config, transport.now))
         await members.discover(deadline)
         tasks = await stack.enter_async_context(BackgroundTasks())
+        ways = Ways(members, config, transport.now)
         tasks.start_soon(members.run)
+        tasks.start_soon(ways.run)
         for route in routes:
             tasks.start_soon(route.run)
-        calls = Calls(members, transport, config, routes)
+        calls = Calls(members, ways, transport, config, routes)
         keyspaces = Keyspaces(calls)
         keyspace = await self._load_keyspace(keyspaces, deadline)
         keyspace_id = keyspace.id if keyspace is not None else NO_KEYSPACE
-        source = TsoSource(members, tso_servers, config, keyspace_id, transport.now)
+        source = TsoSource(members, ways, tso_servers, config, keyspace_id, transport.now)
         with anyio.move_on_after(deadline.remaining()):
             await source.look()
             await calls.ready(services.PD.QueryRegion, deadline)

@@ -118,6 +118,12 @@ async def reaches_a_leader_that_is_cut_off(pd: FakePd, config: PdConfig) -> bool
     return False
 
 
+async def streams_of_the_leader(pd: FakePd, config: PdConfig) -> int:
+    async with connect(pd, config) as client:
+        await client.get_ts()
+    return pd.calls(PD.Tso, at="pd1:2379")
+
+
 async def fails_at_once(pd: FakePd, config: PdConfig) -> bool:
     async with connect(pd, config) as client:
         pd.hang(PD.BatchScanRegions)
@@ -155,6 +161,7 @@ CHECKS: dict[str, tuple[Outcome, list[tuple[Any, Any]]]] = {
     "max_tso_batch": (largest_message, [(4, 4), (100, 10)]),
     "low_resolution_interval": (timestamps_of_low_resolution, [(30.0, 1), (10.0, 3)]),
     "forwarding": (reaches_a_leader_that_is_cut_off, [(True, True), (False, False)]),
+    "tso_through_follower": (streams_of_the_leader, [(True, 0), (False, 1)]),
     "region_breaker": (
         fails_at_once,
         [(BreakerConfig(threshold=50, window=1, min_rate=1, cooldown=5), True), (None, False)],

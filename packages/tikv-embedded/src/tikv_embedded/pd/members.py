@@ -78,7 +78,7 @@ class PdMembers:
         """
         forwarded_host = metadata.get(FORWARDED_HOST)
         if forwarded_host:
-            if forwarded_host != self.leader.url:
+            if not _is_same(str(forwarded_host), self.leader.url):
                 return Refusal(
                     grpc.StatusCode.INVALID_ARGUMENT,
                     f"forwarded host {forwarded_host!r} is not that of the PD leader: pd is not leader of cluster",
@@ -95,3 +95,10 @@ class PdMembers:
                 f"mismatch cluster id, need {cluster_id} but got {requested_cluster_id}",
             )
         return member
+
+
+def _is_same(url: str, other: str) -> bool:
+    """Tell whether two http or https URLs differ in no more than that. Source: server/forward.go isSamePDClientURL."""
+    schemes = ("http", "https")
+    (one, _, address), (two, _, other_address) = url.partition("://"), other.partition("://")
+    return one in schemes and two in schemes and address == other_address

@@ -10,7 +10,8 @@ import anyio
 import attrs
 from google.protobuf.message import Message
 from tikv_proto import keyspacepb, meta_storagepb, pdpb, resource_manager
-from tikv_proto.services import PD, Keyspace as KeyspaceService, MetaStorage, ResourceManager, Rpc
+from tikv_proto.healthpb import HealthCheckRequest, HealthCheckResponse
+from tikv_proto.services import PD, Health, Keyspace as KeyspaceService, MetaStorage, ResourceManager, Rpc
 
 from tikv_pd._fakes.fake_gc import FakeGc
 from tikv_pd._fakes.fake_meta import FakeMeta
@@ -34,7 +35,7 @@ AnyRpc: TypeAlias = Rpc[Any, Any]
 _FOLLOWERS_MAY: frozenset[AnyRpc] = frozenset({PD.GetRegion, PD.GetPrevRegion, PD.GetRegionByID, PD.BatchScanRegions})
 """What followers answer by themselves when the metadata of a request allows it."""
 
-_ANYBODY: frozenset[AnyRpc] = frozenset({PD.GetMembers, PD.GetClusterInfo})
+_ANYBODY: frozenset[AnyRpc] = frozenset({PD.GetMembers, PD.GetClusterInfo, Health.Check})
 """What all members answer, to clients that do not know the cluster yet."""
 
 _KEYSPACE_STEPS = {
@@ -50,7 +51,7 @@ _KEYSPACE_STEPS = {
 class _Fault:
     """What befalls the next `left` calls of an RPC."""
 
-    rpc: AnyRpc
+    rpc: AnyRpc | None
     address: str | None
     left: float
     act: Callable[[], Awaitable[pdpb.Error | None]]
@@ -60,8 +61,8 @@ class _Fault:
 class FakePd:
     """PD members on a `MemoryTransport`, all started.
 
-    Its attributes are the cluster: change them at any time, the next answer follows. Followers refuse everything but
-    GetMembers and GetClusterInfo as PD does; `transport.log` holds every call.
+    Its attributes are the cluster: change them at any time, the next answer follows. Followers refuse what they do not
+    pass on, but for GetMembers, GetClusterInfo and their health, as PD does; `transport.log` holds every call.
 
     Args:
         transport: The network.
@@ -82,6 +83,8 @@ class FakePd:
         """What headers say, and what requests must say."""
         self.regions: list[Region] = []
         """The Regions by start key."""
+        self.unwell: set[str] = set()
+        """Address of each member whose health service says that it does not serve; calls go on."""
         self.stores: dict[int, Store] = {}
         """The stores by id."""
         self.keyspaces: dict[str, Keyspace] = {}
@@ -160,8 +163,8 @@ class FakePd:
 
         self._faults.append(_Fault(rpc, at, times, act))
 
-    def hang(self, rpc: AnyRpc, *, at: str | None = None, times: float = math.inf) -> None:
-        """Leave calls of `rpc` without an answer; `heal` answers those that still wait."""
+    def hang(self, rpc: AnyRpc | None, *, at: str | None = None, times: float = math.inf) -> None:
+        """Leave calls of `rpc`, or with None all calls, without an answer; `heal` answers those that still wait."""
 
         async def act() -> None:
             await fault.healed.wait()
@@ -205,7 +208,7 @@ class FakePd:
         """Let the fault happen that is to befall a call, if there is one; return an error for the header."""
         befalls = {rpc, *_rpcs_of(request)} if rpc is PD.QueryRegion else {rpc}
         for fault in self._faults:
-            if fault.rpc in befalls and fault.address in {None, address} and fault.left > 0:
+            if fault.rpc in {None, *befalls} and fault.address in {None, address} and fault.left > 0:
                 fault.left -= 1
                 return await fault.act()
         return None
@@ -249,6 +252,7 @@ class FakePd:
         }
         served[PD.GetMembers] = self._unary(address, PD.GetMembers, self._get_members)
         served[PD.GetClusterInfo] = self._unary(address, PD.GetClusterInfo, self._get_cluster_info)
+        served[Health.Check] = self._unary(address, Health.Check, lambda request: self._check(address, request))
         served[PD.Tso] = lambda stream: self._tso(address, stream)
         served[PD.QueryRegion] = lambda stream: self._query_regions(address, stream)
         served[MetaStorage.Watch] = lambda stream: self._watch(address, stream)
@@ -283,11 +287,11 @@ class FakePd:
         if has_header and request.header.cluster_id != self.cluster_id:
             raise fail("FAILED_PRECONDITION", f"need cluster {self.cluster_id}, got {request.header.cluster_id}")
         metadata = request_metadata()
-        if address != self.leader:
-            is_query = rpc in _FOLLOWERS_MAY and "pd-allow-follower-handle" in metadata
-            is_forwarded = self.leader is not None and metadata.get("pd-forwarded-host") == f"http://{self.leader}"
-            if not is_query and not is_forwarded:
-                raise fail("UNAVAILABLE", "not leader")
+        if "pd-forwarded-host" in metadata:
+            if metadata["pd-forwarded-host"] != f"http://{self.leader}":
+                raise fail("INVALID_ARGUMENT", "the forwarded host is not leader")
+        elif address != self.leader and not (rpc in _FOLLOWERS_MAY and "pd-allow-follower-handle" in metadata):
+            raise fail("UNAVAILABLE", "not leader")
         return None
 
     async def _tso(self, address: str, stream: ServerStream) -> None:
@@ -370,6 +374,10 @@ class FakePd:
         }
         leader = members.get(self.leader) if self.leader is not None else None
         return pdpb.GetMembersResponse(members=list(members.values()), leader=leader)
+
+    def _check(self, address: str, _request: HealthCheckRequest) -> HealthCheckResponse:
+        statuses = HealthCheckResponse.ServingStatus
+        return HealthCheckResponse(status=statuses.NOT_SERVING if address in self.unwell else statuses.SERVING)
 
     def _get_cluster_info(self, _request: pdpb.GetClusterInfoRequest) -> pdpb.GetClusterInfoResponse:
         modes = pdpb.ServiceMode

@@ -14,6 +14,7 @@ from tikv_proto.services import Rpc
 from tikv_pd._routing.members import Members, header_error
 from tikv_pd._routing.pursuit import Pursuit
 from tikv_pd._routing.service_route import ServiceRoute
+from tikv_pd._routing.ways import Way, Ways
 from tikv_pd.backoff import Backoffer
 from tikv_pd.config import PdConfig
 from tikv_pd.deadline import Deadline
@@ -24,12 +25,6 @@ Resp = TypeVar("Resp", bound=Message)
 
 _FOLLOWER_MAY: Final = (("pd-allow-follower-handle", ""),)
 """Metadata that lets a follower answer a query by itself."""
-_FORWARDED_HOST: Final = "pd-forwarded-host"
-"""Metadata that has a follower pass a request on to the leader of this URL."""
-_SILENCE: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
-"""gRPC codes of a member that cannot be reached, among other things."""
-_REST: Final = 10.0
-"""Seconds a member that failed is passed over, if there are others. Source: pd client, UniversalAPI error function."""
 
 
 class Calls:
@@ -37,23 +32,29 @@ class Calls:
 
     Args:
         members: Who leads.
+        ways: How to reach them.
         transport: The clock.
         config: How patient to be.
         routes: Who does the work of services that may run apart from PD.
     """
 
     def __init__(
-        self, members: Members, transport: Transport, config: PdConfig, routes: Iterable[ServiceRoute] = ()
+        self,
+        members: Members,
+        ways: Ways,
+        transport: Transport,
+        config: PdConfig,
+        routes: Iterable[ServiceRoute] = (),
     ) -> None:
         self.members = members
         """Who leads."""
+        self.ways = ways
+        """How to reach them."""
         self.transport = transport
         """The clock."""
         self.config = config
         """How patient to be."""
         self._routes = {rpc: route for route in routes for rpc in route.registry.rpcs}
-        self._turn = 0
-        self._resting: dict[str, float] = {}
 
     def route(self, rpc: Rpc[Any, Any]) -> ServiceRoute | Members:
         """Return who does the work of an RPC."""
@@ -111,63 +112,28 @@ class Calls:
         limit = math.inf if is_patient else self.config.timeout
         await self.ready(rpc, deadline)
         route = self.route(rpc)
-        follower = self._follower() if allow_follower and route.leader == self.members.leader else None
+        follower = self.ways.follower() if allow_follower and route.leader == self.members.leader else None
         if follower is not None:
             seconds = min(limit, deadline.check())
             answer = await self._send(self.members, follower, rpc, request, seconds, _FOLLOWER_MAY)
             if not isinstance(answer, TikvError):
                 return answer
-            self._let_rest(follower)
+            self.ways.follower_failed(follower, answer)
         pursuit = Pursuit(route, Backoffer(deadline, budget=math.inf))
         error: TikvError | None = None
         while True:
             leader = route.leader
-            proxy = self._follower() if leader == self.members.leader and self.is_forwarding() else None
-            metadata = ((_FORWARDED_HOST, self.members.url(leader)),) if proxy is not None else ()
+            way = self.ways.to_leader() if leader == self.members.leader else Way(leader, leader)
             seconds = min(limit, deadline.check(error))
-            answer = await self._send(route, proxy or leader, rpc, request, seconds, metadata)
+            answer = await self._send(route, way.address, rpc, request, seconds, way.metadata)
             if not isinstance(answer, TikvError):
                 return answer
-            self.is_silent(proxy or leader, answer)
+            error = self.ways.failed(way, answer)
             if isinstance(answer, RpcError) and answer.code == "DEADLINE_EXCEEDED":
                 # It may be the request that takes long, as a scan of many Regions does, and not the member.
                 limit *= 2
-            error = answer
             with self.members.while_open():
                 await pursuit.recover(leader, error)
-
-    def is_forwarding(self) -> bool:
-        """Tell whether followers are to pass requests on, because the leader did not answer of late."""
-        return self.config.forwarding and self._rests(self.members.leader)
-
-    def is_silent(self, address: str, error: TikvError) -> bool:
-        """Tell whether a failure is that of a member that cannot be reached; it is passed over for a while then."""
-        if not isinstance(error, RpcError) or error.code not in _SILENCE:
-            return False
-        self._let_rest(address)
-        return True
-
-    def has_followers(self) -> bool:
-        """Tell whether there are members other than the leader that did not fail of late."""
-        return bool(self._followers())
-
-    def _followers(self) -> list[str]:
-        known = self.members.known
-        return [each for each in known.members if each != known.leader and not self._rests(each)]
-
-    def _follower(self) -> str | None:
-        """Return one of the followers, each in turn."""
-        followers = self._followers()
-        if not followers:
-            return None
-        self._turn += 1
-        return followers[self._turn % len(followers)]
-
-    def _let_rest(self, address: str) -> None:
-        self._resting[address] = self.transport.now() + _REST
-
-    def _rests(self, address: str) -> bool:
-        return self._resting.get(address, 0.0) > self.transport.now()
 
     async def _send(
         self,

@@ -18,6 +18,7 @@ from tikv_proto.services import Rpc
 from tikv_pd._routing.connections import Connections
 from tikv_pd._routing.members import MEMBERS_TIMEOUT, Members
 from tikv_pd._routing.tso_discovery import GroupSearch, Provider
+from tikv_pd._routing.ways import Way, Ways
 from tikv_pd.config import PdConfig
 from tikv_pd.errors import ClosedError, RpcError, TikvError
 from tikv_pd.lowlevel import Connection
@@ -29,10 +30,11 @@ _RETRY: Final = 1.0
 
 
 class TsoSource:
-    """Who grants timestamps, kept up to date while `run` runs; a `Route`.
+    """Who grants timestamps, kept up to date while `run` runs; a `StreamRoute`.
 
     Args:
         members: PD's members.
+        ways: How to reach their leader.
         servers: Connections to TSO servers.
         config: How often to look.
         keyspace_id: Whose timestamps; `NO_KEYSPACE` for those of nobody in particular.
@@ -40,9 +42,16 @@ class TsoSource:
     """
 
     def __init__(
-        self, members: Members, servers: Connections, config: PdConfig, keyspace_id: int, now: Callable[[], float]
+        self,
+        members: Members,
+        ways: Ways,
+        servers: Connections,
+        config: PdConfig,
+        keyspace_id: int,
+        now: Callable[[], float],
     ) -> None:
         self._members = members
+        self._ways = ways
         self._connections = servers
         self._config = config
         self._keyspace_id = keyspace_id
@@ -61,6 +70,17 @@ class TsoSource:
         """Address of who grants timestamps; raises ClosedError once the client is closed."""
         self._connections.check_open()
         return self._provider.group.primary or self._members.leader
+
+    def way(self) -> Way:
+        """Return the way to who grants timestamps: followers of PD may be on it, nobody is on that to TSO servers."""
+        leader = self.leader
+        if not self._is_pd(leader):
+            return Way(leader, leader)
+        return self._ways.to_leader(prefer_follower=self._config.tso_through_follower)
+
+    def failed(self, way: Way, error: TikvError) -> TikvError:
+        """Take note of how a stream of timestamps ended, and return that as the failure of who grants them."""
+        return self._ways.failed(way, error) if self._is_pd(way.target) else error
 
     def connection(self, address: str) -> Connection:
         """Return the connection to an address."""

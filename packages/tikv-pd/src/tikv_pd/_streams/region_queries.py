@@ -15,6 +15,7 @@ from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
 from tikv_pd._routing.calls import Calls
+from tikv_pd._routing.ways import Way, is_silence
 from tikv_pd._streams.shared_stream import SharedStream
 from tikv_pd.errors import ConfigError, PdError, RpcError, TikvError
 from tikv_pd.lowlevel import Connection
@@ -124,6 +125,14 @@ class _WayOfStream:
         """Address of the leader; raises ClosedError once the client is closed."""
         return self._route.leader
 
+    def way(self) -> Way:
+        """Return the way, which is always straight."""
+        return Way(self.leader, self.leader)
+
+    def failed(self, way: Way, error: TikvError) -> TikvError:
+        """Take note of how a stream ended."""
+        return self._calls.ways.failed(way, error)
+
     def connection(self, address: str) -> Connection:
         """Return the connection to an address."""
         return self._route.connection(address)
@@ -138,7 +147,7 @@ class _WayOfStream:
 
     def verdict(self, address: str, error: TikvError, *, is_confirmed: bool) -> TikvError | None:
         """Return what to raise: the failure itself when followers are to pass the queries on, one by one."""
-        if is_confirmed and self._calls.is_silent(address, error) and self._calls.is_forwarding():
+        if is_confirmed and is_silence(error) and self._calls.ways.is_forwarding():
             return error
         return self._route.verdict(address, error, is_confirmed=is_confirmed)
 
@@ -166,8 +175,8 @@ class RegionQueries:
     async def get(self, operation: str, query: Query, timeout: float | None, *, allow_follower: bool) -> Region | None:
         """Return the Region, None when PD knows none."""
         deadline = self._calls.deadline(operation, timeout)
-        is_for_follower = allow_follower and self._calls.has_followers()
-        if self._has_stream and not is_for_follower and not self._calls.is_forwarding():
+        is_for_follower = allow_follower and bool(self._calls.ways.followers())
+        if self._has_stream and not is_for_follower and not self._calls.ways.is_forwarding():
             try:
                 return await self._stream.ask(query, operation, deadline.timeout)
             except RpcError:

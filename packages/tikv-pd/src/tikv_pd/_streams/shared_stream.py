@@ -22,6 +22,7 @@ from tikv_proto.services import Rpc
 
 from tikv_pd._routing.members import header_error
 from tikv_pd._routing.pursuit import Pursuit, Route
+from tikv_pd._routing.ways import Way
 from tikv_pd.backoff import PD_TSO, Backoffer
 from tikv_pd.config import PdConfig
 from tikv_pd.deadline import Deadline
@@ -62,6 +63,18 @@ class Exchange(Protocol[Question_contra, Answer_co]):
         ...
 
 
+class StreamRoute(Route, Protocol):
+    """Who is in charge, and the way there, which may change while a stream runs."""
+
+    def way(self) -> Way:
+        """Return the way to who is in charge."""
+        ...
+
+    def failed(self, way: Way, error: TikvError) -> TikvError:
+        """Take note of how a stream on a way ended, and return that as the failure of who is in charge."""
+        ...
+
+
 @attrs.define(eq=False)
 class _Batch:
     """Those whose questions one message asks."""
@@ -76,7 +89,7 @@ class SharedStream(Generic[Question, Answer]):
 
     Args:
         exchange: What the messages say.
-        route: Who is in charge.
+        route: Who is in charge, and the way there.
         transport: The clock and the waiters.
         config: How patient to be.
         max_batch: Questions in one message at most.
@@ -86,7 +99,7 @@ class SharedStream(Generic[Question, Answer]):
     def __init__(
         self,
         exchange: Exchange[Question, Answer],
-        route: Route,
+        route: StreamRoute,
         transport: Transport,
         config: PdConfig,
         *,
@@ -155,12 +168,12 @@ class SharedStream(Generic[Question, Answer]):
                 while True:
                     while not self._waiting:
                         await self._sleep()
-                    address = self._route.leader
-                    error = await self._serve(address)
+                    way = self._route.way()
+                    error = await self._serve(way)
                     self._take_back()
                     if error is not None:
                         try:
-                            await self._pursuit.recover(address, error)
+                            await self._pursuit.recover(way.target, self._route.failed(way, error))
                         except TikvError as end:
                             self._end_all(end)
         finally:
@@ -172,15 +185,15 @@ class SharedStream(Generic[Question, Answer]):
         forever = Deadline(self._exchange.name, math.inf, self._transport.now)
         return Pursuit(self._route, Backoffer(forever, budget=math.inf), PD_TSO)
 
-    async def _serve(self, address: str) -> TikvError | None:
-        """Run one stream until it fails; return why, None when somebody else is in charge."""
-        rpc, header = self._exchange.begin(address)
-        stream = self._route.connection(address).stream(rpc)
+    async def _serve(self, way: Way) -> TikvError | None:
+        """Run one stream until it fails; return why, None when there is a better way."""
+        rpc, header = self._exchange.begin(way.target)
+        stream = self._route.connection(way.address).stream(rpc, metadata=way.metadata)
         ends: list[TikvError | None] = []
 
         async def run_half(half: Callable[..., Awaitable[None]], *args: Any) -> None:
             try:
-                await half(address, stream, *args)
+                await half(way, stream, *args)
             except TikvError as error:
                 ends.append(error)
             else:
@@ -196,11 +209,11 @@ class SharedStream(Generic[Question, Answer]):
             stream.cancel()
         if not ends:
             timeout = self._config.timeout
-            return RpcError(address, rpc.name, "DEADLINE_EXCEEDED", f"no answer within {timeout:g} s")
+            return RpcError(way.address, rpc.name, "DEADLINE_EXCEEDED", f"no answer within {timeout:g} s")
         return ends[0]
 
-    async def _send(self, address: str, stream: Stream[Any, Any], header: Any) -> None:
-        while self._route.leader == address:
+    async def _send(self, way: Way, stream: Stream[Any, Any], header: Any) -> None:
+        while self._route.way() == way:
             if not self._waiting or len(self._in_flight) >= self._max_in_flight:
                 await self._sleep()
                 continue
@@ -212,8 +225,8 @@ class SharedStream(Generic[Question, Answer]):
                 self._watch()
                 await stream.send(message)
 
-    async def _receive(self, address: str, stream: Stream[Any, Any]) -> None:
-        name = self._exchange.name
+    async def _receive(self, way: Way, stream: Stream[Any, Any]) -> None:
+        name, address = self._exchange.name, way.address
         while True:
             answer = await stream.receive()
             if answer.header.HasField("error"):
