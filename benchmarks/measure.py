@@ -1,16 +1,17 @@
-"""Running a case many times at once, and what that took."""
+"""What one run of one case took. Imports nothing but Python: other clients' environments have nothing else."""
 
 from __future__ import annotations
 
+import gc
+import math
 import statistics
+import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
-
-import anyio
-import attrs
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
-@attrs.frozen
+@dataclass(frozen=True)
 class Measurement:
     """One run of one case."""
 
@@ -18,65 +19,60 @@ class Measurement:
     """How many operations, or keys for batches, were done."""
     seconds: float
     """Time it took."""
-    cpu_seconds: float
-    """CPU time of this process, all threads."""
-
-
-@attrs.frozen
-class Result:
-    """The median of several runs of one case."""
-
-    name: str
-    """The case."""
-    unit: str
-    """What is counted: `op` or `key`."""
-    runs: tuple[Measurement, ...]
-    """Every run."""
+    client_cpu: float
+    """CPU seconds of the client's process, all threads."""
+    server_cpu: float
+    """CPU seconds of the server's process, all threads; NaN where the system does not tell."""
+    p50: float = math.nan
+    """Median of the seconds that one operation took; NaN where they were not taken one by one."""
 
     @property
     def rate(self) -> float:
         """Operations a second."""
-        return statistics.median(run.operations / run.seconds for run in self.runs)
+        return self.operations / self.seconds
 
     @property
-    def cpu_microseconds(self) -> float:
-        """CPU time of this process for one operation."""
-        return statistics.median(run.cpu_seconds / run.operations for run in self.runs) * 1e6
+    def cpu(self) -> float:
+        """CPU seconds of the client for one operation."""
+        return self.client_cpu / self.operations
 
     @property
-    def latency_microseconds(self) -> float:
-        """Time one operation takes if they follow one another."""
-        return statistics.median(run.seconds / run.operations for run in self.runs) * 1e6
+    def client_load(self) -> float:
+        """CPUs that the client kept busy."""
+        return self.client_cpu / self.seconds
+
+    @property
+    def server_load(self) -> float:
+        """CPUs that the server kept busy."""
+        return self.server_cpu / self.seconds
 
 
-async def in_tasks(tasks: int, operations: int, operate: Callable[[int], Awaitable[object]]) -> Measurement:
-    """Run `operate(number)` for each number below `operations`, so many at once."""
-    numbers = iter(range(operations))
+class Meter:
+    """Measures from when it is made until it is asked, this process being the client.
 
-    async def worker() -> None:
-        for number in numbers:
-            await operate(number)
+    Args:
+        server: The server's process id.
+    """
 
-    started, cpu_started = time.perf_counter(), time.process_time()
-    async with anyio.create_task_group() as group:
-        for _ in range(tasks):
-            group.start_soon(worker)
-    return Measurement(operations, time.perf_counter() - started, time.process_time() - cpu_started)
+    def __init__(self, server: int) -> None:
+        gc.collect()
+        self._server = server
+        self._server_cpu = cpu_seconds(server)
+        self._cpu = time.process_time()
+        self._started = time.perf_counter()
+
+    def read(self, operations: int, latencies: Sequence[float] = ()) -> Measurement:
+        """Return what so many operations took."""
+        seconds, cpu = time.perf_counter() - self._started, time.process_time() - self._cpu
+        server_cpu = cpu_seconds(self._server) - self._server_cpu
+        return Measurement(
+            operations, seconds, cpu, server_cpu, statistics.median(latencies) if latencies else math.nan
+        )
 
 
-async def once(operations: int, operate: Callable[[], Awaitable[object]]) -> Measurement:
-    """Run one call that stands for so many operations."""
-    started, cpu_started = time.perf_counter(), time.process_time()
-    await operate()
-    return Measurement(operations, time.perf_counter() - started, time.process_time() - cpu_started)
-
-
-def table(results: Iterable[Result]) -> str:
-    """Return results as a Markdown table."""
-    lines = ["| case | per second | client CPU, µs | time, µs |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {result.name} | {result.rate:,.0f} {result.unit}s | {result.cpu_microseconds:.2f}"
-        f" | {result.latency_microseconds:.2f} |"
-        for result in results
-    ]
-    return "\n".join(lines)
+def cpu_seconds(process: int) -> float:
+    """Return the CPU time that a process took so far; NaN where the system does not tell."""
+    if sys.platform != "linux":
+        return math.nan
+    # The clock of another process, as clock_getcpuclockid(3) makes it; /proc counts in steps of 10 ms.
+    return time.clock_gettime(~process << 3 | 2)
