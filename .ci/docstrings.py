@@ -20,20 +20,34 @@ class Reading(griffe.Extension):  # type: ignore[misc]  # Its base is not there 
     """Shows attrs classes and docstrings as readers expect them."""
 
     def on_attribute_instance(self, *, attr: Any, **_: Any) -> None:
-        """Put the default of a field in place of the call that declares it, and say nothing of where it is kept."""
+        """Put the default of a field in place of the call that declares it; what `__init__` assigns has none."""
+        if "instance-attribute" in attr.labels and "class-attribute" not in attr.labels:
+            attr.value = None
         attr.labels -= {"class-attribute", "instance-attribute"}
         call = attr.value
         if not isinstance(call, griffe.ExprCall) or str(call.function) != "attrs.field":
             return
         given = {each.name: each.value for each in call.arguments if isinstance(each, griffe.ExprKeyword)}
+        attr.extra["attrs"]["init"] = str(given.get("init", True))
         attr.value = given.get("default")
         if "factory" in given:
             attr.value = f"{given['factory']}()"
 
     def on_class_members(self, *, cls: Any, **_: Any) -> None:
-        """Take what `__new__` takes for what the class takes."""
-        if "__new__" in cls.members and "__init__" not in cls.members:
+        """Say what the class takes: the fields of an attrs class, or what `__new__` takes."""
+        if "__init__" in cls.members:
+            return
+        if "__new__" in cls.members:
             cls.members["__init__"] = cls.members["__new__"]
+        declared = [str(decorator.value) for decorator in cls.decorators]
+        # With a base, such as that of errors, there may be more fields than are seen here.
+        if not cls.bases and any(text.startswith(("attrs.frozen", "attrs.define")) for text in declared):
+            kind = griffe.ParameterKind
+            way = kind.keyword_only if "kw_only=True" in declared[-1] else kind.positional_or_keyword
+            fields = [attr for attr in cls.attributes.values() if _is_parameter(attr)]
+            taken = [griffe.Parameter("self", kind=kind.positional_or_keyword)]
+            taken += [_as_parameter(attr, way) for attr in fields]
+            cls.set_member("__init__", griffe.Function("__init__", parameters=griffe.Parameters(*taken)))
 
     def on_instance(self, *, obj: Any, **_: Any) -> None:
         """Make lists and paragraphs of the sections that Google's style does not know."""
@@ -41,6 +55,15 @@ class Reading(griffe.Extension):  # type: ignore[misc]  # Its base is not there 
             return
         text = _RAISES.sub(_as_list, obj.docstring.value)
         obj.docstring.value = _CLOSING.sub(r"\n*\1:* ", text)
+
+
+def _is_parameter(attr: Any) -> bool:
+    is_field = attr.annotation is not None and not str(attr.annotation).startswith("ClassVar")
+    return is_field and "property" not in attr.labels and attr.extra["attrs"].get("init") != "False"
+
+
+def _as_parameter(attr: Any, way: Any) -> Any:
+    return griffe.Parameter(attr.name.lstrip("_"), annotation=attr.annotation, kind=way, default=attr.value)
 
 
 def _as_list(section: re.Match[str]) -> str:
