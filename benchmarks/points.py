@@ -12,6 +12,8 @@ from tikv_proto.services import Tikv
 from tikv_raw import RawClient
 
 TASKS = 256
+SHORT = 3
+"""How many short rounds there are for a round: the closer two runs, the more alike what else the machine did."""
 PUMP, PUMP_OF_TASKS, SDK, UNARY = "bare pump", "pump of tasks", "SDK", "grpc.aio unary"
 PLAIN = "plain pump of tasks"
 PUMPS = (PUMP, PUMP_OF_TASKS)
@@ -23,7 +25,7 @@ Cases = dict[str, Case]
 
 async def measure(server: Server, rounds: int, scale: float) -> Cases:
     """Run the cases of one key at a time against the responder."""
-    many, some, few = (max(int(count * scale), TASKS) for count in (80_000, 4_000, 1_500))
+    many, some, few = (max(int(count * scale), TASKS) for count in (30_000, 1_500, 500))
     context, address = await only_region(server.url)
     bare = BareStore(address, context, server.pid)
     get_unary = bare.unary(Tikv.RawGet)
@@ -53,7 +55,7 @@ async def measure(server: Server, rounds: int, scale: float) -> Cases:
                 f"get, 1 task, {SDK}": lambda: one_by_one(server.pid, few, get),
                 f"get, 1 task, {UNARY}": lambda: one_by_one(server.pid, few, unary),
             },
-            rounds,
+            rounds * SHORT,
         )
     await bare.aclose()
     return cases
@@ -97,7 +99,7 @@ def sections(cases: Cases) -> list[Section]:
 
 async def measure_embedded(server: Server, rounds: int, scale: float) -> Cases:
     """Run gets of one client against tikv-embedded."""
-    many = max(int(60_000 * scale), TASKS)
+    many = max(int(30_000 * scale), TASKS)
     context, address = await only_region(server.url)
     bare = BareStore(address, context, server.pid)
     fill = bare.get_filler(KEYS)
@@ -112,7 +114,7 @@ async def measure_embedded(server: Server, rounds: int, scale: float) -> Cases:
                 PUMP: lambda: bare.pump(TASKS, many, fill, "RawGet"),
                 SDK: lambda: in_tasks(server.pid, TASKS, many, get),
             },
-            rounds,
+            rounds * SHORT,
         )
     await bare.aclose()
     return cases

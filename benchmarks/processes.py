@@ -57,7 +57,7 @@ def sections(figures: Figures) -> list[Section]:
             "import tikv_raw, fresh process",
             [
                 Row("import tikv_raw", of("import", 1), "s", at_most(0.15)),
-                Row("of which grpc, which is imported when a client opens", of("share", 1), "s"),
+                Row("of which grpc (0: it is imported when a client opens)", of("share", 1), "s"),
                 Row("import grpc.aio alone", of("grpc", 1), "s"),
             ],
         ),

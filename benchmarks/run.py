@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import blocking
 import bulk
 import grpc
 import points
 import processes
+import sync_gets
 from cases import Case
 from peers import install, left_out
 from servers import EMBEDDED, RESPONDER, running
@@ -39,10 +39,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="where figures go")
     parser.add_argument("--no-peers", action="store_true", help="leave other clients out")
     options = parser.parse_args()
-    began = time.monotonic()
+    began, load = time.monotonic(), os.getloadavg()[0]
     uvloop = importlib.util.find_spec("uvloop") is not None
     sections, cases = measure(options.runs, options.scale, uvloop=uvloop, peers=not options.no_peers)
-    environment = describe(options.runs, uvloop=uvloop)
+    environment = describe(options.runs, load, uvloop=uvloop)
     options.json.write_text(as_json(environment, sections, cases))
     print(f"{', '.join(f'{name} {value}' for name, value in environment.items())}\n")
     print(f"{render(sections)}\n\n{verdict(sections)}")
@@ -63,19 +63,19 @@ def measure(rounds: int, scale: float, *, uvloop: bool, peers: bool) -> tuple[li
         say("tikv-embedded")
         served = anyio.run(points.measure_embedded, server, rounds, scale, backend_options=loop)
         say("blocking gets")
-        blocking_cases = blocking.measure(server, environments, rounds, scale)
+        sync_cases = sync_gets.measure(server, environments, rounds, scale)
         say("batches and scans")
         bulk_cases = bulk.measure(server, environments, rounds, scale, loop)
     sections = [
         *points.sections(async_cases),
-        *blocking.sections(blocking_cases),
+        *sync_gets.sections(sync_cases),
         *bulk.sections(bulk_cases),
         *processes.sections(fresh),
         points.embedded_section(served),
     ]
     cases = dict(async_cases)
     cases |= {f"tikv-embedded, {way}": case for way, case in served.items()}
-    cases |= {f"get, {threads} threads, {client}": case for (client, threads), case in blocking_cases.items()}
+    cases |= {f"get, {threads} threads, {client}": case for (client, threads), case in sync_cases.items()}
     cases |= {f"{job}, {client}": case for (client, job), case in bulk_cases.items()}
     return sections, cases
 
@@ -85,11 +85,12 @@ def say(what: str) -> None:
     print(f"measuring: {what}", file=sys.stderr, flush=True)
 
 
-def describe(rounds: int, *, uvloop: bool) -> dict[str, object]:
-    """Return what the figures depend on."""
+def describe(rounds: int, load: float, *, uvloop: bool) -> dict[str, object]:
+    """Return what the figures depend on, the load of the machine before the first run among it."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpus": os.cpu_count(),
+        "load before": round(load, 1),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "grpcio": grpc.__version__,
