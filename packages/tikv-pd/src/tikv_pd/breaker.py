@@ -13,12 +13,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import attrs
 from attrs import validators
 
 from tikv_pd.config import BreakerConfig
-from tikv_pd.errors import CircuitOpen, DeadlineExceeded
+from tikv_pd.errors import CircuitOpen, DeadlineExceeded, RpcError
+
+_OVERLOAD: Final = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE", "RESOURCE_EXHAUSTED"})
+"""gRPC codes of a server that has no time. Source: pd client pkg/circuitbreaker, IsOverloaded."""
 
 
 class BreakerState(enum.Enum):
@@ -37,7 +41,7 @@ class CircuitBreaker:
     """The decision, as a value that changes: `admit` before a call, `settle` after it."""
 
     config: BreakerConfig = attrs.field(validator=validators.instance_of(BreakerConfig))
-    """When to open, and for how long."""
+    """When to open, and for how long; another one counts from the end of the window or the rest under way."""
     state: BreakerState = attrs.field(init=False, default=BreakerState.CLOSED)
     """What it lets through."""
     _period: int = attrs.field(init=False, default=0)
@@ -83,7 +87,7 @@ class CircuitBreaker:
 
     @contextmanager
     def guard(self, operation: str, now: Callable[[], float]) -> Iterator[None]:
-        """Let a block through that makes a call, or raise CircuitOpen; a call that ran out of time is overload."""
+        """Let a block through that makes one attempt, or raise CircuitOpen; how it ends tells whether PD has time."""
         period = self.admit(now())
         if period is None:
             raise CircuitOpen(operation)
@@ -93,6 +97,9 @@ class CircuitBreaker:
             outcome = True
         except DeadlineExceeded:
             outcome = False
+            raise
+        except RpcError as error:
+            outcome = error.code not in _OVERLOAD
             raise
         except Exception:
             # PD answered: it has time.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -27,8 +27,15 @@ from tikv_pd._services.resource_control import ResourceGroups
 from tikv_pd._streams.oracle import Oracle
 from tikv_pd._streams.region_queries import ById, ByKey, ByPrevKey, Query, RegionQueries, key_ranges
 from tikv_pd._streams.tso import Tso
-from tikv_pd.breaker import CircuitBreaker
-from tikv_pd.config import Address, KeyspaceRef, PdConfig, SecurityConfig, parse_address, parse_keyspace
+from tikv_pd.config import (
+    Address,
+    BreakerConfig,
+    KeyspaceRef,
+    PdConfig,
+    SecurityConfig,
+    parse_address,
+    parse_keyspace,
+)
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import ClosedError, ConfigError, PdError, UnknownRegion
 from tikv_pd.lowlevel import BackgroundTasks, Transport, as_bytes, map_hosts
@@ -112,8 +119,6 @@ class PdClient:
         self._transport = transport
         self._observer = observer
         self._http_transport = http_transport
-        settings = self._config.region_breaker
-        self._region_breaker = CircuitBreaker(settings) if settings is not None else None
         self._session: _Session | None = None
         self._stack = AsyncExitStack()
         self._was_opened = False
@@ -263,6 +268,22 @@ class PdClient:
             self._stack.push_async_callback(session.http.aclose)
         return session.http
 
+    def change_region_breaker(self, config: BreakerConfig | None) -> None:
+        """Change when queries of Regions fail at once, what `PdConfig.region_breaker` says at first.
+
+        What was counted stays; a window, or a rest, that is under way ends when it would have.
+
+        Args:
+            config: From now on; None for never.
+
+        Raises:
+            TypeError: it is neither.
+            ClosedError: the client is not open.
+
+        Source: pd client pkg/circuitbreaker ChangeSettings.
+        """
+        self._open_session().calls.change_region_breaker(config)
+
     async def get_members(self, *, timeout: float | None = None) -> list[Member]:
         """Return PD's members in no given order. Source: pdpb.PD.GetMembers."""
         answer = await self._call("get_members", services.PD.GetMembers, pdpb.GetMembersRequest(), timeout)
@@ -405,6 +426,27 @@ class PdClient:
         """
         query = ById(_id(region_id, "region_id"), need_buckets)
         return await self._region("get_region_by_id", query, timeout, allow_follower=allow_follower)
+
+    async def get_region_from_member(
+        self, key: bytes, addresses: Address, *, timeout: float | None = None
+    ) -> Region | None:
+        """Return the Region that holds `key` as one member of PD knows it; None when it knows none.
+
+        Members are asked one after the other until one answers, whether it leads or not: to compare what they know, or
+        to get by while there is no leader. See `get_members` for where they are.
+
+        Args:
+            key: The key.
+            addresses: `host:port`, or client URL, of a member, or several of those to be asked in this order.
+            timeout: Seconds.
+
+        Raises:
+            PdUnavailable: none of them has an answer.
+
+        Source: pd client GetRegionFromMember; pdpb.PD.GetRegion.
+        """
+        query, endpoints = ByKey(as_bytes(key, "key")), parse_address(addresses).endpoints
+        return await self._open_session().regions.get_from("get_region_from_member", query, endpoints, timeout)
 
     async def scan_regions(
         self, start: bytes, end: bytes = b"", *, limit: int = 128, timeout: float | None = None
@@ -586,9 +628,8 @@ class PdClient:
     async def _region(
         self, operation: str, query: Query, timeout: float | None, *, allow_follower: bool
     ) -> Region | None:
-        session = self._open_session()
-        with self._breaker(operation, session):
-            return await session.regions.get(operation, query, timeout, allow_follower=allow_follower)
+        regions = self._open_session().regions
+        return await regions.get(operation, query, timeout, allow_follower=allow_follower)
 
     async def _scan(
         self,
@@ -604,16 +645,10 @@ class PdClient:
         request = pdpb.BatchScanRegionsRequest(
             ranges=key_ranges(ranges), limit=limit, need_buckets=need_buckets, contain_all_key_range=contain_all
         )
-        session = self._open_session()
-        with self._breaker(operation, session):
-            answer = await session.calls.call(
-                operation, services.PD.BatchScanRegions, request, timeout, allow_follower=allow_follower
-            )
+        answer = await self._open_session().calls.call(
+            operation, services.PD.BatchScanRegions, request, timeout, allow_follower=allow_follower
+        )
         return [region for region in map(Region.from_answer, answer.regions) if region is not None]
-
-    def _breaker(self, operation: str, session: _Session) -> AbstractContextManager[None]:
-        breaker = self._region_breaker
-        return nullcontext() if breaker is None else breaker.guard(operation, session.transport.now)
 
     async def _call(
         self, name: str, rpc: Rpc[Any, Resp], request: Message, timeout: float | None, *, is_patient: bool = False

@@ -182,18 +182,21 @@ def _at_most(limit: int) -> Callable[[Any, attrs.Attribute[Any], float], None]:
 
 @attrs.frozen(kw_only=True)
 class BreakerConfig:
-    """When calls fail at once because too many before them got no answer in time. Source: pd client circuitbreaker."""
+    """When calls fail at once because PD had no time for too many before them. Source: pd client circuitbreaker.
+
+    Each attempt counts, also one that nobody hears of because a later one succeeded.
+    """
 
     threshold: float = attrs.field(validator=[number, positive, _at_most(100)])
-    """Percent of the calls in a window that must have failed, 100 at most."""
+    """Percent of the attempts in a window that must have failed, 100 at most."""
     window: float = attrs.field(default=30.0, validator=[number, positive])
-    """Seconds in which calls are counted together."""
+    """Seconds in which attempts are counted together."""
     min_rate: float = attrs.field(default=10.0, validator=[number, positive])
-    """Calls a second below which a window says nothing."""
+    """Attempts a second below which a window says nothing."""
     cooldown: float = attrs.field(default=10.0, validator=[number, positive])
     """Seconds for which calls fail at once."""
     trials: int = attrs.field(default=1, validator=[whole_number, positive])
-    """Calls that must succeed afterwards until everybody may call again."""
+    """Attempts that must succeed afterwards until everybody may call again."""
 
 
 @attrs.frozen(kw_only=True)

@@ -82,6 +82,8 @@ PLACES = [
     Place(
         "a proxy, for a query", leader_is_cut_off(PD.GetRegion), lambda client: client.get_region(b"k"), forwarding=True
     ),
+    Place("a proxy, for a timestamp", leader_is_cut_off(PD.Tso), lambda client: client.get_ts(), forwarding=True),
+    Place("one member of several", hang(PD.GetRegion), lambda client: client.get_region_from_member(b"k", FOLLOWERS)),
     Place("the list of stores", hang(PD.GetAllStores, unknown=PD.GetStore), lambda client: client.get_store(1)),
     Place(
         "a query by itself", hang(PD.GetRegion, unimplemented=PD.QueryRegion), lambda client: client.get_region(b"k")

@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import attrs
 import pytest
-from tikv_pd import ConfigError, Keyspace, KeyspaceNotFound, PdClient, PdError, Peer
+from tikv_pd import ConfigError, Keyspace, KeyspaceNotFound, PdClient, PdError, PdUnavailable, Peer
 from tikv_pd.testing import FakePd
 from tikv_proto.services import PD, Keyspace as KeyspaceService
 
@@ -236,3 +236,46 @@ async def test_a_limit_that_cannot_be_is_refused(client: PdClient, limit: int) -
 async def test_a_range_that_runs_backwards_is_refused(client: PdClient) -> None:
     with pytest.raises(ConfigError, match="start must not be above end"):
         await client.scan_regions(b"b", b"a")
+
+
+class TestARegionAsOneMemberKnowsIt:
+    async def test_the_first_member_that_answers_is_believed(self, client: PdClient, pd: FakePd) -> None:
+        pd.stop("pd3:2379")
+        pd.answer_error(PD.GetRegion, "REGION_NOT_FOUND", "not loaded", at="pd2:2379", times=1)
+
+        region = await client.get_region_from_member(b"k", ["pd3:2379", "http://pd2:2379", "pd1:2379"])
+
+        assert region == pd.regions[1]
+        assert [address for address, rpc in pd.transport.log if rpc == "GetRegion"] == [
+            "pd3:2379",
+            "pd2:2379",
+            "pd1:2379",
+        ]
+
+    async def test_a_follower_answers_by_itself(self, client: PdClient, pd: FakePd) -> None:
+        assert await client.get_region_from_member(b"k", "pd2:2379") == pd.regions[1]
+        assert pd.calls(PD.GetRegion, at="pd1:2379") == 0
+
+    async def test_a_member_that_hangs_takes_the_time_of_one_attempt(self, client: PdClient, pd: FakePd) -> None:
+        pd.hang(PD.GetRegion, at="pd2:2379")
+
+        await client.get_region_from_member(b"k", ["pd2:2379", "pd3:2379"])
+
+        assert anyio.current_time() == 3
+
+    async def test_each_member_is_named_when_none_answers(self, client: PdClient, pd: FakePd) -> None:
+        pd.stop("pd2:2379")
+        pd.refuse(PD.GetRegion, "UNKNOWN", "words", at="pd3:2379")
+
+        with pytest.raises(PdUnavailable, match=r"pd2:2379: .*refused.*; pd3:2379: UNKNOWN \(words\)"):
+            await client.get_region_from_member(b"k", ["pd2:2379", "pd3:2379"])
+
+    async def test_a_key_that_pd_knows_no_region_of_has_none(self, client: PdClient, pd: FakePd) -> None:
+        pd.regions.clear()
+
+        assert await client.get_region_from_member(b"k", "pd2:2379") is None
+
+    @pytest.mark.parametrize("addresses", [[], "pd2", "pd2:port"])
+    async def test_what_is_no_address_is_refused(self, client: PdClient, addresses: str | list[str]) -> None:
+        with pytest.raises(ConfigError):
+            await client.get_region_from_member(b"k", addresses)

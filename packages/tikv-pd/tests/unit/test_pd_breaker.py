@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
-from tikv_pd import BreakerConfig, CircuitOpen, ConfigError, DeadlineExceeded, PdError
+from tikv_pd import BreakerConfig, CircuitOpen, ConfigError, DeadlineExceeded, PdError, RpcError
 from tikv_pd.breaker import BreakerState, CircuitBreaker
 
 CONFIG = BreakerConfig(threshold=50, window=10, min_rate=1, cooldown=5, trials=2)
@@ -116,6 +117,40 @@ def test_a_call_that_ran_out_of_time_counts_against_pd_and_a_refusal_does_not(br
 
     with pytest.raises(CircuitOpen, match="get_region was not tried"), breaker.guard("get_region", lambda: 110):
         pass
+
+
+@pytest.mark.parametrize(
+    ("code", "counts"),
+    [("DEADLINE_EXCEEDED", True), ("UNAVAILABLE", True), ("RESOURCE_EXHAUSTED", True), ("INTERNAL", False)],
+)
+def test_some_statuses_say_that_a_server_has_no_time(breaker: CircuitBreaker, code: str, counts: bool) -> None:
+    for _ in range(10):
+        with pytest.raises(RpcError), breaker.guard("get_region", lambda: 100):
+            raise RpcError("pd1:2379", "GetRegion", code, "words")
+
+    assert (breaker.admit(110) is None) == counts
+
+
+def test_another_setting_counts_from_the_end_of_the_window_under_way(breaker: CircuitBreaker) -> None:
+    for _ in range(10):
+        call(breaker, 100, False)
+    breaker.config = attrs.evolve(CONFIG, min_rate=2, window=20)
+    assert call(breaker, 110, True)
+    for _ in range(39):
+        assert call(breaker, 110, False)
+
+    assert call(breaker, 129.9, False)
+    assert not call(breaker, 130, True)
+
+
+def test_another_rest_counts_from_the_next_one_on(breaker: CircuitBreaker) -> None:
+    open_it(breaker)
+    breaker.config = attrs.evolve(CONFIG, cooldown=1)
+    assert not call(breaker, 114.9, True)
+
+    assert call(breaker, 115, False)
+    assert not call(breaker, 115, True)
+    assert call(breaker, 116, True)
 
 
 def test_options_must_make_sense() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -16,13 +17,24 @@ from tikv_pd._routing.pursuit import Pursuit
 from tikv_pd._routing.service_route import ServiceRoute
 from tikv_pd._routing.ways import Way, Ways
 from tikv_pd.backoff import Backoffer
-from tikv_pd.config import PdConfig
+from tikv_pd.breaker import CircuitBreaker
+from tikv_pd.config import BreakerConfig, PdConfig
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import RpcError, TikvError
 from tikv_pd.lowlevel import Metadata, Transport
 
 Resp = TypeVar("Resp", bound=Message)
 
+_REGION_RPCS: Final = frozenset(
+    {
+        services.PD.GetRegion,
+        services.PD.GetPrevRegion,
+        services.PD.GetRegionByID,
+        services.PD.QueryRegion,
+        services.PD.BatchScanRegions,
+    }
+)
+"""What the breaker guards. Source: client-go region_cache.go, withPDCircuitBreaker."""
 _FOLLOWER_MAY: Final = (("pd-allow-follower-handle", ""),)
 """Metadata that lets a follower answer a query by itself."""
 
@@ -54,6 +66,8 @@ class Calls:
         """The clock."""
         self.config = config
         """How patient to be."""
+        self.region_breaker = CircuitBreaker(config.region_breaker) if config.region_breaker is not None else None
+        """What keeps queries of Regions from a PD that has no time for them; None for nothing."""
         self._routes = {rpc: route for route in routes for rpc in route.registry.rpcs}
 
     def route(self, rpc: Rpc[Any, Any]) -> ServiceRoute | Members:
@@ -66,6 +80,22 @@ class Calls:
         if route is not None:
             with self.members.while_open(), anyio.move_on_after(deadline.check()):
                 await route.ready()
+
+    def change_region_breaker(self, config: BreakerConfig | None) -> None:
+        """Change when queries of Regions fail at once; None for never."""
+        if config is None:
+            self.region_breaker = None
+        elif self.region_breaker is None:
+            self.region_breaker = CircuitBreaker(config)
+        else:
+            self.region_breaker.config = config
+
+    def guard(self, rpc: Rpc[Any, Any], operation: str) -> AbstractContextManager[None]:
+        """Let a block make an attempt of an RPC, unless the breaker is open for it: CircuitOpen."""
+        breaker = self.region_breaker
+        if breaker is None or rpc not in _REGION_RPCS:
+            return nullcontext()
+        return breaker.guard(operation, self.transport.now)
 
     def deadline(self, operation: str, timeout: float | None) -> Deadline:
         """Return the deadline of an operation that begins now."""
@@ -115,7 +145,7 @@ class Calls:
         follower = self.ways.follower() if allow_follower and route.leader == self.members.leader else None
         if follower is not None:
             seconds = min(limit, deadline.check())
-            answer = await self._send(self.members, follower, rpc, request, seconds, _FOLLOWER_MAY)
+            answer = await self._send(self.members, follower, rpc, request, deadline.operation, seconds, _FOLLOWER_MAY)
             if not isinstance(answer, TikvError):
                 return answer
             self.ways.follower_failed(follower, answer)
@@ -125,7 +155,7 @@ class Calls:
             leader = route.leader
             way = self.ways.to_leader() if leader == self.members.leader else Way(leader, leader)
             seconds = min(limit, deadline.check(error))
-            answer = await self._send(route, way.address, rpc, request, seconds, way.metadata)
+            answer = await self._send(route, way.address, rpc, request, deadline.operation, seconds, way.metadata)
             if not isinstance(answer, TikvError):
                 return answer
             error = self.ways.failed(way, answer)
@@ -135,12 +165,19 @@ class Calls:
             with self.members.while_open():
                 await pursuit.recover(leader, error)
 
+    async def ask_member(self, address: str, rpc: Rpc[Any, Resp], request: Any, deadline: Deadline) -> Resp | TikvError:
+        """Return what the member at an address answers by itself, leader or not, or why it does not."""
+        seconds = min(self.config.timeout, deadline.check())
+        with self.members.while_open():
+            return await self._send(self.members, address, rpc, request, deadline.operation, seconds, _FOLLOWER_MAY)
+
     async def _send(
         self,
         route: ServiceRoute | Members,
         address: str,
         rpc: Rpc[Any, Resp],
         request: Any,
+        operation: str,
         timeout: float,
         metadata: Metadata = (),
     ) -> Resp | TikvError:
@@ -150,7 +187,8 @@ class Calls:
             self.sign(request)
         try:
             connection, called = route.connection(address), route.rpc(rpc, address)
-            answer: Any = await connection.unary(called, request, timeout=timeout, metadata=metadata)
+            with self.guard(rpc, operation):
+                answer: Any = await connection.unary(called, request, timeout=timeout, metadata=metadata)
         except RpcError as error:
             return error
         # Most responses have a header, which has an error; a few have the error, or nothing, in its place.

@@ -136,7 +136,7 @@ class Search:
             for address in self.known.everyone(self.suspect)
             if address not in self.asked
         ]
-        return PdUnavailable((*((address, _why(error)) for address, error in self.failures), *unasked))
+        return PdUnavailable((*((address, why(error)) for address, error in self.failures), *unasked))
 
     def is_hopeless(self) -> bool:
         """Tell whether everybody answered that it is no PD."""
@@ -167,7 +167,7 @@ def header_error(method: str, header: Any) -> PdError:
     return PD_ERRORS.get(name, PdError)(method, name, error.message)
 
 
-def _why(error: TikvError) -> str:
+def why(error: TikvError) -> str:
     """Return a failure in words that do not repeat whom it came from."""
     return f"{error.code} ({error.details})" if isinstance(error, RpcError) else str(error)
 

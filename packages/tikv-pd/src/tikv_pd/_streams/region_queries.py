@@ -15,9 +15,11 @@ from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
 from tikv_pd._routing.calls import Calls
+from tikv_pd._routing.members import why
 from tikv_pd._routing.ways import Way, is_silence
 from tikv_pd._streams.shared_stream import SharedStream
-from tikv_pd.errors import ConfigError, PdError, RpcError, TikvError
+from tikv_pd.deadline import Deadline
+from tikv_pd.errors import ConfigError, DeadlineExceeded, PdError, PdUnavailable, RpcError, TikvError
 from tikv_pd.lowlevel import Connection
 from tikv_pd.topology import Region
 
@@ -178,7 +180,7 @@ class RegionQueries:
         is_for_follower = allow_follower and bool(self._calls.ways.followers())
         if self._has_stream and not is_for_follower and not self._calls.ways.is_forwarding():
             try:
-                return await self._stream.ask(query, operation, deadline.timeout)
+                return await self._ask_stream(query, deadline)
             except RpcError:
                 # The leader cannot be reached from here.
                 deadline.check()
@@ -189,6 +191,37 @@ class RegionQueries:
         rpc, request = unary(query)
         answer = await self._calls.attempt(rpc, request, deadline, allow_follower=allow_follower)
         return Region.from_answer(answer)
+
+    async def get_from(
+        self, operation: str, query: Query, addresses: Sequence[str], timeout: float | None
+    ) -> Region | None:
+        """Return what the first of some members to have an answer says, each asked in turn."""
+        deadline = self._calls.deadline(operation, timeout)
+        rpc, request = unary(query)
+        failures: list[tuple[str, str]] = []
+        for address in addresses:
+            answer = await self._calls.ask_member(address, rpc, request, deadline)
+            if not isinstance(answer, TikvError):
+                return Region.from_answer(answer)
+            failures.append((address, why(answer)))
+        members = self._calls.members
+        members.doubt(members.leader)
+        raise PdUnavailable(tuple(failures))
+
+    async def _ask_stream(self, query: Query, deadline: Deadline) -> Region | None:
+        """Ask over the stream, anew whenever the time of an attempt is up if there is a breaker, which counts those."""
+        calls = self._calls
+        cause: BaseException | None = None
+        while True:
+            left = deadline.check(cause)
+            limit = left if calls.region_breaker is None else min(left, calls.config.timeout)
+            try:
+                with calls.guard(services.PD.QueryRegion, deadline.operation):
+                    return await self._stream.ask(query, deadline.operation, limit, of=deadline.timeout)
+            except DeadlineExceeded as error:
+                if limit == left:
+                    raise
+                cause = error.__cause__
 
 
 def unary(query: Query) -> tuple[Rpc[Any, pdpb.GetRegionResponse], pdpb.GetRegionRequest | pdpb.GetRegionByIDRequest]:
