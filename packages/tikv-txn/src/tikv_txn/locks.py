@@ -72,7 +72,7 @@ class Lock:
     @classmethod
     def of(cls, info: kvrpcpb.LockInfo, codec: KeyCodec) -> list[Lock]:
         """Return the lock that a store tells of, or each of those that share a key."""
-        if info.lock_type == kvrpcpb.Op.SharedLock:
+        if info.shared_lock_infos:
             return [cls._of(inner, codec, info.key) for inner in info.shared_lock_infos]
         return [cls._of(info, codec, info.key)]
 
