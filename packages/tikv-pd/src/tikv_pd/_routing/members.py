@@ -12,19 +12,18 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-import anyio
 import attrs
 from tikv_proto import pdpb, services
 from tikv_proto.services import Rpc
 
 from tikv_pd._routing.connections import Connections
 from tikv_pd._routing.pursuit import end_of_attempts
+from tikv_pd._routing.rounds import Rounds
 from tikv_pd.backoff import PD_RPC, Backoffer
 from tikv_pd.config import PdConfig, strip_scheme
 from tikv_pd.deadline import Deadline
 from tikv_pd.errors import (
     PD_ERRORS,
-    ClosedError,
     ClusterMismatch,
     DeadlineExceeded,
     PdError,
@@ -178,13 +177,9 @@ class Members:
     def __init__(self, seeds: tuple[str, ...], transport: Transport, config: PdConfig, *, tls: bool) -> None:
         self.known = Membership(seeds)
         self._transport = transport
-        self._config = config
         self._tls = tls
         self._connections = Connections(transport)
-        self._suspect = ""
-        self._wanted = anyio.Event()
-        self._done = anyio.Event()
-        self._outcome: TikvError | None = None
+        self._rounds = Rounds(self._look, lambda: config.member_interval)
 
     @property
     def leader(self) -> str:
@@ -236,21 +231,12 @@ class Members:
 
     async def run(self) -> None:
         """Learn anew at intervals and whenever somebody has doubts, until cancelled."""
-        forever = Deadline("GetMembers", math.inf, self._transport.now)
-        try:
-            while True:
-                with anyio.move_on_after(self._config.member_interval):
-                    await self._wanted.wait()
-                search = await self._search(Search(self.known, self._suspect), forever)
-                self._finish_round(search.outcome())
-        finally:
-            self._finish_round(ClosedError("PdClient"))
+        await self._rounds.run()
 
     def doubt(self, suspect: str) -> None:
         """Have the members asked again soon, because the leader `suspect` failed; do not wait for it."""
         if self.known.leader == suspect:
-            self._suspect = suspect
-            self._wanted.set()
+            self._rounds.want(suspect)
 
     async def refresh(self, suspect: str) -> TikvError | None:
         """Wait until the members were asked again, unless `suspect` leads no longer; return why that failed.
@@ -260,12 +246,15 @@ class Members:
         if self.leader != suspect:
             return None
         self.doubt(suspect)
-        await self._done.wait()
-        return self._outcome
+        return await self._rounds.wait()
 
     async def aclose(self) -> None:
         """Close every connection; using the members raises ClosedError from now on."""
         await self._connections.aclose()
+
+    async def _look(self, suspect: str) -> TikvError | None:
+        forever = Deadline("GetMembers", math.inf, self._transport.now)
+        return (await self._search(Search(self.known, suspect), forever)).outcome()
 
     async def _search(self, search: Search, deadline: Deadline) -> Search:
         while (address := search.next()) is not None and (left := deadline.remaining()) > 0:
@@ -281,9 +270,3 @@ class Members:
         if search.named:
             await self._connections.keep({*self.known.members, self.known.leader})
         return search
-
-    def _finish_round(self, outcome: TikvError | None) -> None:
-        self._outcome, self._suspect = outcome, ""
-        self._wanted = anyio.Event()
-        done, self._done = self._done, anyio.Event()
-        done.set()

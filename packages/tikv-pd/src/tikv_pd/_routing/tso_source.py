@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-import anyio
 import attrs
 from tikv_proto import pdpb, services, tsopb
 from tikv_proto.services import Rpc
 
 from tikv_pd._routing.connections import Connections
 from tikv_pd._routing.members import MEMBERS_TIMEOUT, Members
+from tikv_pd._routing.rounds import Rounds
 from tikv_pd._routing.tso_discovery import GroupSearch, Provider
 from tikv_pd._routing.ways import Way, Ways
 from tikv_pd.config import PdConfig
-from tikv_pd.errors import ClosedError, RpcError, TikvError
+from tikv_pd.errors import RpcError, TikvError
 from tikv_pd.lowlevel import Connection
 
 NO_KEYSPACE: Final = 0xFFFF_FFFF
@@ -60,10 +60,7 @@ class TsoSource:
         self._searched: tuple[str, ...] = ()
         self._found_at = 0.0
         self._turn = 0
-        self._suspect = ""
-        self._wanted = anyio.Event()
-        self._done = anyio.Event()
-        self._outcome: TikvError | None = None
+        self._rounds = Rounds(self._round, self._pause)
 
     @property
     def leader(self) -> str:
@@ -106,8 +103,7 @@ class TsoSource:
         if self._is_pd(suspect):
             self._members.doubt(suspect)
         elif self._provider.group.primary == suspect:
-            self._suspect = suspect
-            self._wanted.set()
+            self._rounds.want(suspect)
 
     async def refresh(self, suspect: str) -> TikvError | None:
         """Wait until it was looked into, unless `suspect` does not grant timestamps any longer; return why that failed.
@@ -118,11 +114,10 @@ class TsoSource:
             return None
         if self._is_pd(suspect):
             outcome = await self._members.refresh(suspect)
-            self._wanted.set()
+            self._rounds.want()
             return outcome
         self.doubt(suspect)
-        await self._done.wait()
-        return self._outcome
+        return await self._rounds.wait()
 
     async def look(self) -> None:
         """Look once who grants timestamps; when that cannot be found out, it is PD."""
@@ -131,17 +126,8 @@ class TsoSource:
 
     async def run(self) -> None:
         """Look again at intervals and whenever somebody has doubts, until cancelled."""
-        try:
-            while not self._config.tso_from_pd:
-                with anyio.move_on_after(self._pause()):
-                    await self._wanted.wait()
-                self._wanted = anyio.Event()
-                suspect, self._suspect = self._suspect, ""
-                outcome = await self._round(suspect)
-                if not self._suspect:
-                    self._finish_round(outcome)
-        finally:
-            self._finish_round(ClosedError("PdClient"))
+        if not self._config.tso_from_pd:
+            await self._rounds.run()
 
     def _is_pd(self, address: str) -> bool:
         known = self._members.known
@@ -227,8 +213,3 @@ class TsoSource:
             keyspace_group_id=group_id,
             callee_id=address,
         )
-
-    def _finish_round(self, outcome: TikvError | None) -> None:
-        self._outcome = outcome
-        done, self._done = self._done, anyio.Event()
-        done.set()
