@@ -34,6 +34,9 @@ from tikv_rpc.observer import (
     OperationObserver as OperationObserver,
     OperationReport as OperationReport,
     RpcObserver as RpcObserver,
+    TokenObserver as TokenObserver,
+    TokenRequestReport as TokenRequestReport,
+    TokenWaitReport as TokenWaitReport,
     WaitReport as WaitReport,
 )
 from tikv_rpc.options import (
@@ -70,10 +73,15 @@ from tikv_rpc.resource_control.errors import (
     ResourceGroupThrottled as ResourceGroupThrottled,
     ResourceGroupUnavailable as ResourceGroupUnavailable,
 )
-from tikv_rpc.resource_control.interceptor import GroupStats as GroupStats, ResourceControl as ResourceControl
+from tikv_rpc.resource_control.interceptor import ResourceControl as ResourceControl
 from tikv_rpc.resource_control.ru_v2 import RuV2Weights as RuV2Weights
 from tikv_rpc.resource_control.settings import ResourceControlConfig as ResourceControlConfig
 from tikv_rpc.resource_control.source import PdTokens as PdTokens, TokenSource as TokenSource
+from tikv_rpc.resource_control.stats import (
+    GroupCounts as GroupCounts,
+    GroupStats as GroupStats,
+    RuSeries as RuSeries,
+)
 from tikv_rpc.route import Route as Route, Routes as Routes
 from tikv_rpc.stats import BatchStats as BatchStats, RpcStats as RpcStats, StoreStats as StoreStats
 from tikv_rpc.waits import Totals as Totals, Waits as Waits

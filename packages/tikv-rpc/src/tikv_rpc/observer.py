@@ -213,3 +213,39 @@ class RpcObserver(Protocol):
         interceptors.
         """
         ...
+
+
+@attrs.frozen
+class TokenWaitReport:
+    """A request of a resource group that was after tokens, once it got them or gave up."""
+
+    group: str
+    """The group."""
+    seconds: float
+    """How long that took; 0 when they were there."""
+    outcome: str
+    """`OK`, `Cancelled`, or the class of the error, such as `ResourceGroupThrottled`."""
+
+
+@attrs.frozen
+class TokenRequestReport:
+    """A request for tokens to PD, once it ended."""
+
+    seconds: float
+    """How long it took."""
+    outcome: str
+    """`OK`, `Cancelled`, or the class of the error."""
+    groups: int
+    """Resource groups it was for."""
+
+
+class TokenObserver(Protocol):
+    """Hears of what a `ResourceControl` does; called in the event loop, must be quick and must not raise."""
+
+    def waited(self, report: TokenWaitReport) -> None:
+        """Take note of a request that was after tokens; one of a group without a limit never is."""
+        ...
+
+    def asked(self, report: TokenRequestReport) -> None:
+        """Take note of a request for tokens."""
+        ...

@@ -276,7 +276,9 @@ class TestMetrics:
         async with cluster.connect(observers=[collector.observer]) as rpc:
             await get(rpc)
 
-        assert collector.points("tikv.client.request.size")[0].sum > 10
+        (sent,) = collector.points("tikv.client.request.size")
+        assert sent.sum > 10
+        assert sent.attributes == {"rpc.method": "RawGet", "tikv.access": "leader"}
         assert collector.points("tikv.client.response.size")[0].sum > 0
 
     async def test_the_statistics_of_a_client_are_exported_while_it_is_watched(
@@ -334,6 +336,36 @@ class TestMetrics:
         assert stale == {"hit": 1, "miss": 1}
         assert (attributes["server.address"], attributes["tikv.forwarded_to"]) == ("::1", "tikv3:20160")
         assert "wait for PD" in collector.span_names()
+
+    def test_attempts_that_others_pass_on_are_counted(self, collector: Collector) -> None:
+        traced = collector.observer.begin(Operation("get", b"k", None, 0.0))
+        report = AttemptReport(
+            rpc="RawGet",
+            store_id=1,
+            address="tikv2:20160",
+            forwarded_to="tikv1:20160",
+            region_id=4,
+            access="leader",
+            is_retry=False,
+            branch=0,
+            started=0.0,
+            seconds=0.5,
+            outcome="OK",
+            request_bytes=10,
+            response_bytes=20,
+            execution=None,
+        )
+        traced.attempt(report)
+        traced.attempt(attrs.evolve(report, forwarded_to="", address="tikv1:20160"))
+        traced.end(OperationReport(1.0, "OK", 2, 0))
+
+        (forwarded,) = collector.points("tikv.client.forwarded_requests")
+        assert forwarded.value == 1
+        assert forwarded.attributes == {
+            "rpc.method": "RawGet",
+            "tikv.forwarded_by": "tikv2:20160",
+            "tikv.forwarded_to": "tikv1:20160",
+        }
 
 
 def test_the_package_does_not_import_opentelemetry() -> None:

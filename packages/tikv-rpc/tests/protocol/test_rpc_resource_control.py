@@ -22,8 +22,9 @@ from tikv_rpc.resource_control.errors import (
     ResourceGroupThrottled,
     ResourceGroupUnavailable,
 )
-from tikv_rpc.resource_control.interceptor import GroupStats, ResourceControl
+from tikv_rpc.resource_control.interceptor import ResourceControl
 from tikv_rpc.resource_control.settings import ResourceControlConfig
+from tikv_rpc.resource_control.stats import GroupStats
 
 MIB = 1 << 20
 

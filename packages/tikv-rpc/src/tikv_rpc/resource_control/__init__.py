@@ -9,6 +9,7 @@ settings      what PD and the client set
 source        what is needed of PD
 controller    the groups at work, and the task that gets tokens
 details       what requests cost, for callers
+stats         how groups do, and what is counted of them
 interceptor   `ResourceControl`
 errors        how requests are refused
 """

@@ -10,7 +10,7 @@ Source: tikv/pd client/resource_group/controller/global_controller.go.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -20,6 +20,7 @@ import attrs
 from tikv_pd import ClosedError, ConfigError, Deadline, ResourceGroup, ResourceGroupChange, TokenRequest
 from tikv_pd.errors import TikvError
 
+from tikv_rpc.observer import CANCELLED, OK, TokenObserver, TokenRequestReport, TokenWaitReport
 from tikv_rpc.resource_control.errors import ResourceGroupNotFound, ResourceGroupThrottled, ResourceGroupUnavailable
 from tikv_rpc.resource_control.group import TARGET_PERIOD, TICK, GroupState
 from tikv_rpc.resource_control.settings import ControllerSettings, ResourceControlConfig, parse_settings
@@ -50,12 +51,20 @@ class TokenController:
         source: Where groups and tokens come from.
         now: The clock, in seconds; the one deadlines of requests are on.
         config: What this client sets for itself.
+        observers: Who hears of waits for tokens and of requests for them.
     """
 
-    def __init__(self, source: TokenSource, now: Callable[[], float], config: ResourceControlConfig) -> None:
+    def __init__(
+        self,
+        source: TokenSource,
+        now: Callable[[], float],
+        config: ResourceControlConfig,
+        observers: Iterable[TokenObserver] = (),
+    ) -> None:
         self._source = source
         self._now = now
         self._config = config
+        self._observers = tuple(observers)
         self.settings = ControllerSettings().overridden(config)
         """What counts now."""
         self.groups: dict[str, GroupState] = {}
@@ -138,7 +147,30 @@ class TokenController:
 
         Cancellation: safe; tokens that were taken are given back.
         """
-        started = now = self._now()
+        tally, began = group.tally, self._now()
+        outcome = CANCELLED
+        tally.waiting += 1
+        try:
+            waited = await self._reserve(group, amount, deadline)
+            outcome = OK
+        except Exception as error:
+            outcome = type(error).__name__
+            if isinstance(error, ResourceGroupThrottled):
+                tally.throttled_seconds += self._now() - began
+            raise
+        finally:
+            tally.waiting -= 1
+            if outcome != OK:
+                waited = self._now() - began
+                tally.failures[outcome] += 1
+            for observer in self._observers:
+                observer.waited(TokenWaitReport(group.name, waited, outcome))
+        tally.wait_seconds += waited
+        return waited
+
+    async def _reserve(self, group: GroupState, amount: float, deadline: Deadline) -> float:
+        """Take tokens and return the seconds waited for them."""
+        began = now = self._now()
         throttled: ResourceGroupThrottled | None = None
         for _ in range(self.settings.retry_times):
             # The group may have been deleted, or made anew, since.
@@ -151,7 +183,8 @@ class TokenController:
                     await self._sit_out(group, amount, reservation.wait)
                 elif throttled is None:
                     return 0.0
-                return self._now() - started
+                return self._now() - began
+            group.tally.retries += 1
             throttled = ResourceGroupThrottled(group.name, reservation.wait, reservation.rate, reservation.remaining)
             with anyio.move_on_after(min(self.settings.retry_interval, left)):
                 await self._changed.setdefault(group.name, anyio.Event()).wait()
@@ -164,6 +197,7 @@ class TokenController:
     def look_at(self, group: GroupState) -> None:
         """Wake the task that asks PD if the group's bucket runs low; to be called whenever tokens were taken."""
         if group.bucket.take_notice():
+            group.tally.low_notices += 1
             self._is_low = True
             self._wake.set()
 
@@ -221,6 +255,9 @@ class TokenController:
         self._replace(group)
 
     def _replace(self, group: GroupState) -> None:
+        known = self.groups.get(group.name)
+        if known is not None:
+            group.tally = known.tally
         self.groups[group.name] = group
         self._wake_waiters(group.name)
 
@@ -276,27 +313,37 @@ class TokenController:
         requests = [request for request in asked if request is not None]
         if requests and self._tasks is not None:
             self._is_asking = True
+            for request in requests:
+                self.groups[request.group].tally.token_requests += 1
             if self.settings.degraded_wait > 0:
                 self._answer_due = min(self._answer_due, now + self.settings.degraded_wait)
             self._tasks.start_soon(self._exchange, requests)
 
     async def _exchange(self, requests: Sequence[TokenRequest]) -> None:
+        outcome, began = CANCELLED, self._now()
         try:
             timeout = self._config.token_timeout
             grants = await self._source.acquire(requests, period=TARGET_PERIOD, timeout=timeout)
-        except TikvError:
+            outcome = OK
+        except TikvError as error:
             # What was asked stays due: the next tick asks again.
+            outcome = type(error).__name__
             return
         finally:
             self._is_asking = False
+            for observer in self._observers:
+                observer.asked(TokenRequestReport(self._now() - began, outcome, len(requests)))
             if self._is_low:
                 self._wake.set()
         self._answer_due = math.inf
         self.is_degraded = False
         now = self._now()
+        told = {request.group: request.consumption for request in requests}
         for grant in grants:
             group = self.groups.get(grant.group)
             if group is not None:
+                used = told[grant.group]
+                group.tally.reported_ru += used.read_ru + used.write_ru
                 group.apply(grant, now)
                 self._wake_waiters(group.name)
                 self.look_at(group)

@@ -16,6 +16,7 @@ from tikv_pd import ResourceGroup, TokenGrant, TokenRequest
 
 from tikv_rpc.resource_control.bucket import TokenBucket
 from tikv_rpc.resource_control.cost import RequestInfo, ResponseInfo, RuModel, Usage
+from tikv_rpc.resource_control.stats import GroupTally
 
 TARGET_PERIOD: Final = 5.0
 """Seconds for which a request to PD asks for tokens."""
@@ -68,6 +69,8 @@ class GroupState:
     """Whether PD ever answered."""
     alarm_at: float = math.inf
     """When the bucket is to ask for more as soon as it is used: shortly before a trickle ends."""
+    tally: GroupTally = attrs.field(factory=GroupTally)
+    """What became of its requests, for its statistics; the same however often the group is deleted and made anew."""
     _average_ru: float = 0.0
     _average_at: float = 0.0
     _reported: Usage = attrs.field(factory=Usage)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Self
 
 import anyio
-import attrs
 from google.protobuf.message import Message
 from tikv_pd.lowlevel import BackgroundTasks
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv
 
 from tikv_rpc.intercept import Attempt, Proceed
+from tikv_rpc.observer import TokenObserver
 from tikv_rpc.resource_control.charge import counters_of, response_info, written_bytes
 from tikv_rpc.resource_control.controller import TokenController
 from tikv_rpc.resource_control.cost import Access, RequestInfo
@@ -21,31 +21,10 @@ from tikv_rpc.resource_control.details import RuCollector, RuDetails, collectors
 from tikv_rpc.resource_control.group import GroupState
 from tikv_rpc.resource_control.settings import ResourceControlConfig
 from tikv_rpc.resource_control.source import TokenSource
+from tikv_rpc.resource_control.stats import GroupStats
 
 _BYPASS: Final = "internal_others"
 """Part of the source of requests that are not limited: few and small, and users would notice. Source: client-go."""
-
-
-@attrs.frozen
-class GroupStats:
-    """How a resource group does on this client."""
-
-    details: RuDetails
-    """What its requests cost so far."""
-    tokens: float = 0.0
-    """Tokens (request units) it holds; negative for a debt."""
-    rate: float = 0.0
-    """Tokens a second it gets."""
-    burst_limit: int = 0
-    """Tokens it may save up; 0 for any number, below 0 when nothing is limited."""
-    average: float = 0.0
-    """Request units a second it used lately."""
-    is_throttled: bool = False
-    """Whether PD granted less than was asked for."""
-    is_degraded: bool = False
-    """Whether it goes by its own rate, as PD does not answer."""
-    is_deleted: bool = False
-    """Whether PD knows it no more; it goes by the settings of `default`."""
 
 
 class ResourceControl:
@@ -63,6 +42,7 @@ class ResourceControl:
         config: What this client sets for itself.
         predict_read_bytes: Returns the bytes that a coprocessor request is expected to read, 0 for no idea; they are
             charged in advance and settled with what was read.
+        observers: Who hears of waits for tokens and of requests for them.
         now: The clock, in seconds; the one anyio's waits follow.
 
     Raises, from calls:
@@ -84,11 +64,12 @@ class ResourceControl:
         config: ResourceControlConfig | None = None,
         *,
         predict_read_bytes: Callable[[Attempt], int] | None = None,
+        observers: Iterable[TokenObserver] = (),
         now: Callable[[], float] = anyio.current_time,
     ) -> None:
         self.config = config if config is not None else ResourceControlConfig()
         """What this client sets for itself."""
-        self._controller = TokenController(source, now, self.config)
+        self._controller = TokenController(source, now, self.config, observers)
         self._predict = predict_read_bytes
         self._keyspace_id = source.keyspace_id
         self._now = now
@@ -130,17 +111,20 @@ class ResourceControl:
         try:
             response = await proceed()
         except BaseException:
-            self._refund(name, request)
+            self._refund(name, source, request)
             raise
         await self._settle(name, request, response, attempt)
         return response
 
     def stats(self) -> dict[str, GroupStats]:
         """Return how each group does that was used, by name; one that was not used for minutes tells its cost alone."""
-        return {name: self._stats_of(name, total.details) for name, total in self._totals.items()}
+        # Whoever exports it may call from another thread.
+        totals, groups = self._totals.copy(), self._controller.groups.copy()
+        details = {name: RuDetails() for name, group in groups.items() if group.tally.is_used}
+        details |= {name: total.details for name, total in totals.items()}
+        return {name: self._stats_of(groups.get(name), cost) for name, cost in details.items()}
 
-    def _stats_of(self, name: str, details: RuDetails) -> GroupStats:
-        group = self._controller.groups.get(name)
+    def _stats_of(self, group: GroupState | None, details: RuDetails) -> GroupStats:
         if group is None:
             return GroupStats(details)
         bucket = group.bucket
@@ -153,6 +137,7 @@ class ResourceControl:
             group.is_throttled,
             group.is_degraded,
             group.is_tombstone,
+            group.tally.counts(),
         )
 
     def _describe(self, attempt: Attempt) -> RequestInfo:
@@ -187,6 +172,11 @@ class ResourceControl:
                 group.withdraw(model, request, cost)
                 raise
         self._add(group.name, cost.read_ru, cost.write_ru, wait)
+        tally = group.tally
+        tally.requests += 1
+        tally.charge(attempt.options.request_source, cost.read_ru, cost.write_ru)
+        if attempt.rpc is Tikv.Coprocessor:
+            tally.expect(request.predicted_read_bytes)
         penalty = group.penalty(request.store_id)
         told = kvrpcpb.ResourceControlContext(resource_group_name=group.name, penalty=penalty.to_consumption().to_pb())
         patched = kvrpcpb.Context.FromString(attempt.fields) if attempt.fields else None
@@ -196,12 +186,13 @@ class ResourceControl:
         # The queue to the store goes by it as well. Source: client-go client.go, sendBatchRequest.
         attempt.priority = attempt.priority or group.settings.priority
 
-    def _refund(self, name: str, request: RequestInfo) -> None:
+    def _refund(self, name: str, source: str, request: RequestInfo) -> None:
         """Give back what was charged for bytes that were not read."""
         ahead = self._controller.settings.model.precharge(request)
         group = self._controller.groups.get(name)
         if ahead > 0 and group is not None:
             group.bucket.give_back(self._now(), ahead)
+            group.tally.charge(source, -ahead, 0.0)
             self._add(name, -ahead)
 
     async def _settle(self, name: str, request: RequestInfo, response: Any, attempt: Attempt) -> None:
@@ -210,7 +201,11 @@ class ResourceControl:
         group = controller.groups.get(name)
         if group is None:
             return
-        cost = group.settle(controller.settings.model, request, response_info(attempt.rpc, response))
+        info = response_info(attempt.rpc, response)
+        cost = group.settle(controller.settings.model, request, info)
+        group.tally.charge(attempt.options.request_source, cost.read_ru, cost.write_ru)
+        if request.predicted_read_bytes > 0:
+            group.tally.actual_bytes += info.read_bytes
         ru_v2 = 0.0
         counters = counters_of(response)
         if counters is not None:
