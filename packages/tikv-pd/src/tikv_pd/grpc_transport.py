@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Generic
 from weakref import WeakSet
@@ -54,13 +54,12 @@ class GrpcTransport:
         del channel
         return GrpcConnection(address, self._config, self._material, self._streams)
 
-    def now(self) -> float:
-        """Return the clock that asyncio's timers follow."""
-        return time.monotonic()
+    now = staticmethod(time.monotonic)
+    """The clock that asyncio's timers follow."""
 
-    def waiter(self) -> Waiter[Any]:
-        """Return a future of the running loop."""
-        return asyncio.get_running_loop().create_future()
+    def waiters(self) -> Callable[[], Waiter[Any]]:
+        """Return what makes futures of the running loop."""
+        return asyncio.get_running_loop().create_future
 
 
 # A call that is cancelled ends for its caller at once, and a moment later on the wire. If the event loop is closed in

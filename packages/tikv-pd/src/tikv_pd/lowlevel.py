@@ -117,8 +117,8 @@ class Transport(Protocol):
         """Return the time in seconds on a monotonic clock, the one waits follow."""
         ...
 
-    def waiter(self) -> Waiter[Any]:
-        """Return a new, unset waiter for the running event loop."""
+    def waiters(self) -> Callable[[], Waiter[Any]]:
+        """Return what makes unset waiters for the event loop that runs now."""
         ...
 
 
@@ -145,9 +145,9 @@ class MappedTransport:
         """Return the inner transport's clock."""
         return self.inner.now()
 
-    def waiter(self) -> Waiter[Any]:
-        """Return a waiter of the inner transport."""
-        return self.inner.waiter()
+    def waiters(self) -> Callable[[], Waiter[Any]]:
+        """Return what makes waiters of the inner transport."""
+        return self.inner.waiters()
 
 
 def dialed(address: str, mapping: HostMapping | None) -> str:

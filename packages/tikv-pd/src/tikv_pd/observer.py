@@ -48,9 +48,9 @@ class ObservedTransport:
         """Return the inner transport's clock."""
         return self._inner.now()
 
-    def waiter(self) -> Waiter[Any]:
-        """Return a waiter of the inner transport."""
-        return self._inner.waiter()
+    def waiters(self) -> Callable[[], Waiter[Any]]:
+        """Return what makes waiters of the inner transport."""
+        return self._inner.waiters()
 
 
 class _ObservedConnection:

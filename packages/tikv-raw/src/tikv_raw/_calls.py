@@ -50,10 +50,9 @@ class Calls:
         replica_read: ReplicaRead | None = None,
     ) -> Call:
         defaults = self._defaults
-        options = defaults.options
-        if priority is not None or replica_read is not None:
-            options = self._varied(priority, replica_read)
-        return opened.rpc.call(operation, defaults.timeout if timeout is None else check_timeout(timeout), options)
+        timeout = defaults.timeout if timeout is None else check_timeout(timeout)
+        plain = priority is None and replica_read is None
+        return opened.rpc.call(operation, timeout, defaults.options if plain else self._varied(priority, replica_read))
 
     def _varied(self, priority: Priority | None, replica_read: ReplicaRead | None) -> RequestOptions:
         """Return the options of a call with its own ones; kept, as their wire form is built once."""

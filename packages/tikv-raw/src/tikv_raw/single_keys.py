@@ -39,8 +39,9 @@ class KeyOperations(Calls):
         key = as_bytes(key, "key")
         call = self._begin(opened, "get", timeout, priority, replica_read)
         response = await opened.get.execute((key, opened.requests.get(key, self._cf_or(cf))), call)
-        accept("get", response)
-        return None if response.not_found else response.value
+        if response.error:
+            accept("get", response)
+        return response.value or (None if response.not_found else b"")
 
     async def put(
         self,

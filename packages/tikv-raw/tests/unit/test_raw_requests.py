@@ -26,6 +26,15 @@ def sent(request: Request[Any]) -> Any:
     return request.rpc.request.FromString(request.payload)
 
 
+@given(st.binary(max_size=300), st.binary(max_size=300), st.integers(0, 2**63), st.sampled_from(["", "lock"]))
+def test_requests_for_one_key_are_what_protobuf_builds(key: bytes, value: bytes, ttl: int, cf: str) -> None:
+    for requests in (PLAIN, RawRequests(PlainCodec(), atomic=True)):
+        put = kvrpcpb.RawPutRequest(key=key, value=value, ttl=ttl, cf=cf, for_cas=requests.atomic)
+
+        assert sent(requests.get(key, cf)) == kvrpcpb.RawGetRequest(key=key, cf=cf)
+        assert sent(requests.put(key, value, ttl, cf)) == put
+
+
 def test_a_get_carries_key_and_column_family() -> None:
     request = PLAIN.get(b"k", "lock")
 

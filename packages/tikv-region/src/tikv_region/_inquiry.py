@@ -9,8 +9,8 @@ from typing import Final, Protocol
 import attrs
 from tikv_pd import Backoffer, Region, TikvError
 
-from tikv_region.flight import SingleFlight
 from tikv_region.codec import KeyCodec
+from tikv_region.flight import SingleFlight
 from tikv_region.region import RegionEntry
 from tikv_region.source import RegionSource
 

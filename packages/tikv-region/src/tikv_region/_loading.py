@@ -15,12 +15,12 @@ from typing import Final, TypeVar
 from tikv_pd import Backoffer, Deadline, Region, TikvError
 from tikv_pd.backoff import PD_RPC, REGION_MISS
 
-from tikv_region.flight import SingleFlight
 from tikv_region._inquiry import Inquiry, Point
 from tikv_region._known import KnownRegions
 from tikv_region.codec import KeyCodec
 from tikv_region.config import RegionConfig
 from tikv_region.errors import RegionUnavailable
+from tikv_region.flight import SingleFlight
 from tikv_region.ranges import KeyRange, gaps, ranges_from
 from tikv_region.region import RegionEntry
 from tikv_region.source import RegionSource

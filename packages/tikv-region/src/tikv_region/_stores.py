@@ -7,8 +7,8 @@ import functools
 from tikv_pd import Backoffer, Store, TikvError
 from tikv_pd.backoff import PD_RPC
 
-from tikv_region.flight import SingleFlight
 from tikv_region.errors import StoreUnavailable
+from tikv_region.flight import SingleFlight
 from tikv_region.region import StoreEntry
 from tikv_region.source import RegionSource
 

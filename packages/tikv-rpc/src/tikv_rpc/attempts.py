@@ -65,25 +65,31 @@ class Dispatch:
     rpc: RpcClient
 
     def execute(
-        self, _entry: RegionEntry, route: Route, request: Request[Resp], call: Call, /
+        self,
+        _entry: RegionEntry,
+        route: Route,
+        request: Request[Resp],
+        call: Call,
+        fields: bytes = b"",
+        priority: int = 0,
+        /,
     ) -> Coroutine[Any, Any, Resp]:
-        """Send it, once awaited."""
-        context = framed(route.fields + request.context) if request.context else route.context
-        return self.send(route, request, call, context, 0)
-
-    def send(
-        self, route: Route, request: Request[Resp], call: Call, context: bytes, priority: int
-    ) -> Coroutine[Any, Any, Resp]:
-        """Send it with a Context and a priority of its own."""
-        deadline, timeout = call.deadline, self.rpc.config.attempt_timeout
+        """Send it, once awaited; `fields` are further ones of its Context."""
+        context = route.context
+        if request.context or fields:
+            context = framed(route.fields + request.context + fields)
+        timeout = self.rpc.config.attempt_timeout
         read_timeout = call.options.read_timeout
         if read_timeout is not None and read_timeout < timeout and request.effect is Effect.READ:
             timeout = read_timeout
-        now = deadline.now()
-        at = now + timeout
-        if deadline.at < at:
-            at = deadline.at
+        at = call.at
+        if call.timeout > timeout:
+            now = call.now()
+            at = min(at, now + timeout)
             timeout = at - now
+        else:
+            # Its own deadline comes first in any case; to look at the clock takes a while.
+            timeout = call.timeout
         return route.client.call(request, context, at, timeout, priority, route.forward)
 
 
@@ -96,13 +102,10 @@ class Intercepted:
 
     async def execute(self, entry: RegionEntry, route: Route, request: Request[Resp], call: Call) -> Resp:
         """Send it."""
-        attempt = Attempt(call.operation, request, entry, route.store, call.options, call.deadline)
+        attempt = Attempt(call.operation, request, entry, route.store, call.options, call)
 
         async def send() -> Message:
-            context = route.context
-            if request.context or attempt.fields:
-                context = framed(route.fields + request.context + attempt.fields)
-            return await self.inner.send(route, request, call, context, attempt.priority)
+            return await self.inner.execute(entry, route, request, call, attempt.fields, attempt.priority)
 
         proceed: Proceed = send
         for interceptor in reversed(self.interceptors):
@@ -144,7 +147,7 @@ class RetryRegion:
                 if selector is None:
                     selector = rpc.selector(entry, request, call)
                 route = await rpc.find_route(entry, selector, request, call)
-                began = call.deadline.now()
+                began = call.now()
             try:
                 response = await self.inner.execute(entry, route, request, call)
             except RpcError as error:
@@ -157,14 +160,14 @@ class RetryRegion:
             else:
                 if not response.HasField("region_error"):
                     if selector is not None:
-                        self._after_success(entry, route, call, call.deadline.now() - began)
+                        self._after_success(entry, route, call, call.now() - began)
                     return response
                 failure = None
             if selector is None:
                 selector = rpc.selector(entry, request, call)
                 selector.begin(route.target)
             else:
-                selector.spend(route.target, call.deadline.now() - began)
+                selector.spend(route.target, call.now() - began)
             if not request.first:
                 request.first = manner(route.target, is_leader=route.target.index == entry.leader)
             if failure is not None:
@@ -198,7 +201,7 @@ class RetryRegion:
         if self.rpc.closed:
             raise ClosedError("client") from error
         # Before the store is blamed: the caller's own deadline says nothing about it.
-        left = call.deadline.check(error)
+        left = call.check(error)
         if error.code == "DEADLINE_EXCEEDED":
             if left <= _TIMER_SLACK:
                 await call.pause(TIKV_RPC, error)
@@ -210,9 +213,9 @@ class RetryRegion:
         if error.code == _WRONG_CLUSTER:
             liveness = Liveness.UNREACHABLE
         else:
-            liveness = await self.rpc.watch.probe(route.store, call.deadline)
+            liveness = await self.rpc.watch.probe(route.store, call)
             # A look that was cut short by the deadline says nothing either.
-            call.deadline.check(error)
+            call.check(error)
         selector.owe(route.store, TIKV_RPC, error)
         if liveness is not Liveness.REACHABLE and not selector.passes_on(route.target):
             self.rpc.watch.slowness.mark_slow(route.store)
@@ -270,7 +273,7 @@ class RetryRegion:
         """Tell whether a store can be reached, also if it could not when it was last looked at."""
         if store.health.liveness is not Liveness.UNREACHABLE:
             return True
-        return await self.rpc.watch.probe(store, call.deadline) is Liveness.REACHABLE
+        return await self.rpc.watch.probe(store, call) is Liveness.REACHABLE
 
     def _learn_load(self, selector: Selector, route: Route, busy: errorpb.ServerIsBusy) -> None:
         store = selector.entry.stores[route.target.index]

@@ -89,6 +89,7 @@ class BatchClient:
         self._unary = unary
         self._on_feedback = on_feedback
         self._on_message = on_message
+        self._waiter = transport.waiters()
         self._limit = sys.maxsize if config.max_in_flight is None else config.max_in_flight
         self._next_id = 1
         self._queued: dict[int, _Entry] = {}
@@ -128,7 +129,7 @@ class BatchClient:
             return await self._detour(batch_field, context + payload, deadline)
         number = self._next_id
         self._next_id = number + 1
-        waiter: Waiter[Any] = self._transport.waiter()
+        waiter = self._waiter()
         entry = (waiter, batch_field, deadline, timeout, context, payload)
         if priority:
             self._preferred.setdefault(priority, {})[number] = entry
@@ -289,7 +290,7 @@ class BatchClient:
     async def _sendable(self) -> None:
         """Wait until something is queued that may be sent now."""
         while not self._may_send():
-            self._sender_idle = self._transport.waiter()
+            self._sender_idle = self._waiter()
             await self._sender_idle
 
     def _may_send(self) -> bool:
@@ -384,7 +385,7 @@ class BatchClient:
         while True:
             wait = self._earliest - self._transport.now()
             if wait > 0:
-                self._expirer_idle = self._transport.waiter()
+                self._expirer_idle = self._waiter()
                 with anyio.move_on_after(None if wait == math.inf else wait):
                     await self._expirer_idle
                 self._expirer_idle = None

@@ -16,13 +16,13 @@ FREE_RETRIES: Final = 8
 """Retries an operation makes without any wait. Two stores that each name the other as leader would else spin."""
 
 
-class Call:
-    """One operation under way.
+class Call(Deadline):
+    """One operation under way: its deadline, and what it goes through until then.
 
-    A plain slotted class: one is made for each call, on the hot path.
+    A plain slotted class: one is made for each call, on the hot path, where a deadline of its own would cost too much.
     """
 
-    __slots__ = ("_backoffer", "cause", "deadline", "lost", "operation", "options", "unwaited", "waits", "wrote")
+    __slots__ = ("_backoffer", "cause", "lost", "options", "unwaited", "waits", "wrote")
 
     def __init__(
         self,
@@ -32,12 +32,13 @@ class Call:
         waits: Waits,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> None:
+        # What `Deadline` does, in place: a call of its constructor takes as long as all of this.
         self.operation = operation
-        """Its name, for errors."""
+        self.timeout = timeout
+        self.now = now
+        self.at = now() + timeout
         self.options = options
         """What the caller wants of the stores."""
-        self.deadline = Deadline(operation, timeout, now)
-        """When it must have ended."""
         self.cause: TikvError | None = None
         """The last failure of an attempt."""
         self.lost: RpcError | None = None
@@ -51,10 +52,15 @@ class Call:
         self._backoffer: CountedBackoffer | None = None
 
     @property
+    def deadline(self) -> Deadline:
+        """When it must have ended: the call itself."""
+        return self
+
+    @property
     def backoffer(self) -> CountedBackoffer:
         """Takes its waits. Made when first needed: most calls never wait."""
         if self._backoffer is None:
-            self._backoffer = CountedBackoffer(self.deadline, self.waits)
+            self._backoffer = CountedBackoffer(self, self.waits)
         return self._backoffer
 
     def wait_by(self, waits: Waits) -> None:
@@ -72,7 +78,7 @@ class Call:
         if kind is None:
             self.unwaited += 1
             if self.unwaited <= FREE_RETRIES:
-                self.deadline.check(cause)
+                self.check(cause)
                 return
         await self.backoffer.backoff(kind or REGION_SCHEDULING, cause)
 
@@ -81,7 +87,9 @@ class Call:
         branch = Call.__new__(Call)
         branch.operation = self.operation
         branch.options = self.options
-        branch.deadline = self.deadline
+        branch.timeout = self.timeout
+        branch.now = self.now
+        branch.at = self.at
         branch.waits = self.waits.fork()
         branch._backoffer = self.backoffer.fork_into(branch.waits)
         branch.cause = self.cause

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from tikv_pd import ClosedError
 from tikv_pd.backoff import REGION_MISS
@@ -27,6 +27,8 @@ from tikv_rpc.stats import RpcStats, store_stats
 from tikv_rpc.store import StoreClient
 from tikv_rpc.waits import Totals, Waits
 from tikv_rpc.watch import StoreWatch
+
+_REACHABLE: Final = Liveness.REACHABLE
 
 
 class RpcClient:
@@ -109,7 +111,7 @@ class RpcClient:
         if not isinstance(routes, Routes):
             return None
         route = routes.leader
-        if route is None or route.client.closed or route.store.health.liveness is not Liveness.REACHABLE:
+        if route is None or route.client.closed or route.store.health.liveness is not _REACHABLE:
             return None
         if route.options is not options:
             route.serve(options)

@@ -36,11 +36,11 @@ class Request(Generic[Resp]):
 
     __slots__ = ("context", "effect", "first", "payload", "rpc")
 
-    def __init__(self, rpc: Rpc[Any, Resp], message: Message, effect: Effect, context: bytes = b"") -> None:
+    def __init__(self, rpc: Rpc[Any, Resp], message: Message | bytes, effect: Effect, context: bytes = b"") -> None:
         self.rpc = rpc
         """Which RPC it is."""
-        self.payload = message.SerializeToString()
-        """The message without Context, serialized. Keys are encoded already."""
+        self.payload = message if isinstance(message, bytes) else message.SerializeToString()
+        """The message without Context, serialized, or given as bytes. Keys are encoded already."""
         self.effect = effect
         """What a lost answer means."""
         self.context = context
@@ -59,9 +59,19 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
+def field(number: int, data: bytes) -> bytes:
+    """Return a field of a message that holds bytes, serialized."""
+    return head(number, len(data)) + data
+
+
+@lru_cache(maxsize=4096)
+def head(number: int, size: int) -> bytes:
+    """Return what stands before `size` bytes that are a field of a message."""
+    return varint(number << 3 | 2) + varint(size)
+
+
 @lru_cache(maxsize=4096)
 def batch_head(batch_field: str, size: int) -> bytes:
     """Return what stands before a request of `size` bytes when it is one of `BatchCommandsRequest.requests`."""
-    field = tikvpb.BatchCommandsRequest.Request.DESCRIPTOR.fields_by_name[batch_field]
-    command = varint(field.number << 3 | 2) + varint(size)
-    return b"\x0a" + varint(len(command) + size) + command
+    command = head(tikvpb.BatchCommandsRequest.Request.DESCRIPTOR.fields_by_name[batch_field].number, size)
+    return head(1, len(command) + size) + command

@@ -10,7 +10,7 @@ from tikv_region import KeyCodec, RegionEntry, StoreEntry
 
 from tikv_rpc.options import RequestOptions, milliseconds
 from tikv_rpc.replicas import Access, Target
-from tikv_rpc.request import Effect, Request, varint
+from tikv_rpc.request import Effect, Request, field
 from tikv_rpc.store import StoreClient
 
 EXECUTION_SHARE: Final = 2 / 3
@@ -141,4 +141,4 @@ def _attempt_fields(
 
 def framed(context: bytes) -> bytes:
     """Return serialized fields of a Context as field 1 of a request."""
-    return b"\x0a" + varint(len(context)) + context
+    return field(1, context)

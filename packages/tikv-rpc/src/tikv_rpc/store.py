@@ -87,6 +87,7 @@ class StoreClient:
         self.closed = False
         """Whether it is closed, or its task ended; then it is replaced, never used again."""
         self._transport = transport
+        self._waiter = transport.waiters()
         self._config = config
         self._on_feedback = on_feedback
         self._news: Waiter[None] | None = None
@@ -228,7 +229,7 @@ class StoreClient:
         """Wait until there is something to do; while no connection is made, nothing becomes idle."""
         is_made = any(lane.connection.is_made for lane in self._lanes)
         if not self._unserved:
-            self._news = self._transport.waiter()
+            self._news = self._waiter()
             with anyio.move_on_after(self._config.idle_timeout / _LOOKS if is_made else None):
                 await self._news
             self._news = None

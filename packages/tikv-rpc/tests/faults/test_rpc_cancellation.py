@@ -55,12 +55,12 @@ class GatedTransport:
         self.now = network.now
         self.open()
 
-    def waiter(self) -> Waiter[Any]:
+    def waiters(self) -> Callable[[], Waiter[Any]]:
         try:
-            # What it is over gRPC, done as soon as its task is cancelled.
-            return asyncio.get_running_loop().create_future()
+            # What they are over gRPC, done as soon as their task is cancelled.
+            return asyncio.get_running_loop().create_future
         except RuntimeError:
-            return self.network.waiter()
+            return self.network.waiters()
 
     def open(self) -> None:
         self.ready, self.send = anyio.Event(), anyio.Event()

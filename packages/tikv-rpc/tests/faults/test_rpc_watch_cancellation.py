@@ -69,8 +69,8 @@ class GatedTransport:
         self.ready.set()
         self.made: list[GatedConnection] = []
 
-    def waiter(self) -> Waiter[Any]:
-        return self._network.waiter()
+    def waiters(self) -> Callable[[], Waiter[Any]]:
+        return self._network.waiters()
 
     def connect(self, address: str, *, channel: int = 0) -> GatedConnection:
         del channel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -89,10 +89,10 @@ class Asked:
 
 
 class FutureTransport(MemoryTransport):
-    """On asyncio: a waiter is what it is over gRPC, done as soon as its task is cancelled."""
+    """On asyncio: waiters are what they are over gRPC, done as soon as their task is cancelled."""
 
-    def waiter(self) -> Waiter[Any]:
-        return asyncio.get_running_loop().create_future()
+    def waiters(self) -> Callable[[], Waiter[Any]]:
+        return asyncio.get_running_loop().create_future
 
 
 class Line:

@@ -98,7 +98,7 @@ class Counted:
     def __init__(self, cluster: FakeCluster) -> None:
         self._transport = cluster.transport
         self.now = cluster.transport.now
-        self.waiter = cluster.transport.waiter
+        self.waiters = cluster.transport.waiters
         self.channels: list[int] = []
 
     def connect(self, address: str, *, channel: int = 0) -> MemoryConnection:

@@ -88,9 +88,9 @@ class MemoryTransport:
         """Return the backend's clock, virtual or not."""
         return anyio.current_time()
 
-    def waiter(self) -> Waiter[Any]:
-        """Return a new waiter."""
-        return EventWaiter()
+    def waiters(self) -> Callable[[], Waiter[Any]]:
+        """Return what makes new waiters."""
+        return EventWaiter
 
     def is_served(self, address: str) -> bool:
         """Tell whether a server is at `address`."""

@@ -109,6 +109,7 @@ class SharedStream(Generic[Question, Answer]):
         self._exchange = exchange
         self._route = route
         self._transport = transport
+        self._waiter = transport.waiters()
         self._now = transport.now
         self._config = config
         self._max_batch = max_batch
@@ -143,7 +144,7 @@ class SharedStream(Generic[Question, Answer]):
             raise DeadlineExceeded(operation, timeout if of is None else of)
         if self._has_ended:
             raise ClosedError("PdClient")
-        waiter = self._transport.waiter()
+        waiter = self._waiter()
         self._waiting.append((waiter, question, at, operation, timeout if of is None else of))
         if self._sleeper is not None:
             self._wake()
@@ -253,7 +254,7 @@ class SharedStream(Generic[Question, Answer]):
         while True:
             wait = self._earliest - self._now()
             if wait > 0:
-                self._expirer = self._transport.waiter()
+                self._expirer = self._waiter()
                 with anyio.move_on_after(None if wait == math.inf else wait):
                     await self._expirer
                 self._expirer = None
@@ -310,7 +311,7 @@ class SharedStream(Generic[Question, Answer]):
                 entry[0].set_result(own)
 
     async def _sleep(self) -> None:
-        self._sleeper = self._transport.waiter()
+        self._sleeper = self._waiter()
         try:
             await self._sleeper
         finally:
