@@ -68,6 +68,10 @@ class DiskFull(enum.Enum):
     """Always."""
 
 
+TRACED_REQUESTS: Final = 2
+"""Stores trace requests as such, without details. Source: client-go trace.FlagTiKVCategoryRequest, its default."""
+
+
 def milliseconds(seconds: float | None) -> int:
     """Return whole milliseconds, at least 1; 0, which the wire takes for none, for None."""
     return 0 if seconds is None else max(int(seconds * 1000), 1)
@@ -158,7 +162,7 @@ class RequestOptions:
     trace_id: bytes = attrs.field(default=b"", validator=_of(bytes))
     """Identity of a trace that the stores' own logs and traces carry. Source: kvrpcpb.Context.trace_id."""
     trace_flags: int = attrs.field(default=0, validator=_unsigned(64))
-    """What stores trace: bits of kvrpcpb.Context.trace_control_flags."""
+    """What stores trace: bits of kvrpcpb.Context.trace_control_flags; 0 for `TRACED_REQUESTS` if there is a trace."""
 
     context: bytes = attrs.field(init=False, eq=False, repr=False)
     """The fields of kvrpcpb.Context that are the same for every attempt, serialized."""
@@ -179,7 +183,7 @@ class RequestOptions:
             txn_source=self.txn_source,
             busy_threshold_ms=0,
             trace_id=self.trace_id,
-            trace_control_flags=self.trace_flags,
+            trace_control_flags=self.trace_flags or (TRACED_REQUESTS if self.trace_id else 0),
         )
         if self.resource_group:
             fields.resource_control_context.resource_group_name = self.resource_group

@@ -33,6 +33,7 @@ from tikv_rpc.observer import (
     TokenWaitReport,
     WaitReport,
 )
+from tikv_rpc.options import TRACED_REQUESTS
 
 if TYPE_CHECKING:
     from tikv_rpc.resource_control.stats import GroupCounts, GroupStats, RuSeries
@@ -422,5 +423,7 @@ class TraceContext:
         """Name the trace."""
         current = trace.get_current_span().get_span_context()
         if current.is_valid and not attempt.options.trace_id:
-            attempt.patch(kvrpcpb.Context(trace_id=current.trace_id.to_bytes(16, "big")))
+            flags = attempt.options.trace_flags or TRACED_REQUESTS
+            trace_id = current.trace_id.to_bytes(16, "big")
+            attempt.patch(kvrpcpb.Context(trace_id=trace_id, trace_control_flags=flags))
         return await proceed()

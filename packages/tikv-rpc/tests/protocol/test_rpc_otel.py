@@ -213,6 +213,13 @@ class TestTraceContext:
         (received,) = cluster.requests(Tikv.RawGet)
         assert int.from_bytes(received.context.trace_id, "big") == collector.spans()["get"].context.trace_id
         assert len(received.context.trace_id) == 16
+        assert received.context.trace_control_flags == 2
+
+    async def test_what_is_to_be_traced_of_it_may_be_chosen(self, cluster: FakeCluster, collector: Collector) -> None:
+        async with cluster.connect(observers=[collector.observer], interceptors=[TraceContext()]) as rpc:
+            await get(rpc, options=RequestOptions(trace_flags=9))
+
+        assert cluster.requests(Tikv.RawGet)[0].context.trace_control_flags == 9
 
     async def test_parallel_attempts_are_of_the_same_trace(self, cluster: FakeCluster, collector: Collector) -> None:
         async with cluster.connect(observers=[collector.observer], interceptors=[TraceContext()]) as rpc:

@@ -100,7 +100,8 @@ OPTIONS: list[tuple[dict[str, Any], kvrpcpb.Context]] = [
     ({"read_timeout": 0.25}, kvrpcpb.Context(max_execution_duration_ms=250)),
     ({"read_timeout": 0.25, "max_execution_duration": 2}, kvrpcpb.Context(max_execution_duration_ms=2000)),
     ({"txn_source": 3}, kvrpcpb.Context(txn_source=3)),
-    ({"trace_id": b"\1\2"}, kvrpcpb.Context(trace_id=b"\1\2")),
+    ({"trace_id": b"\1\2"}, kvrpcpb.Context(trace_id=b"\1\2", trace_control_flags=2)),
+    ({"trace_id": b"\1", "trace_flags": 4}, kvrpcpb.Context(trace_id=b"\1", trace_control_flags=4)),
     ({"trace_flags": 6}, kvrpcpb.Context(trace_control_flags=6)),
     ({"request_source": "app"}, kvrpcpb.Context(request_source="leader_app")),
     (
