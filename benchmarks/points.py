@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from bare import BareStore, in_place
 from cases import Case, cpu, p50, rate, run_rounds
 from servers import Server, only_region
@@ -32,16 +34,16 @@ async def measure(server: Server, rounds: int, scale: float) -> Cases:
     fill_get, fill_put = bare.get_filler(KEYS), bare.put_filler(KEYS, VALUE)
     async with RawClient(server.url) as client:
 
-        async def get(number: int) -> None:
-            await client.get(KEYS[number % len(KEYS)])
+        def get(number: int) -> Awaitable[object]:
+            return client.get(KEYS[number % len(KEYS)])
 
-        async def put(number: int) -> None:
-            await client.put(KEYS[number % len(KEYS)], VALUE)
+        def put(number: int) -> Awaitable[object]:
+            return client.put(KEYS[number % len(KEYS)], VALUE)
 
-        async def unary(number: int) -> None:
-            await get_unary(bare.get_request(KEYS[number % len(KEYS)]))
+        def unary(number: int) -> Awaitable[object]:
+            return get_unary(bare.get_request(KEYS[number % len(KEYS)]))
 
-        await in_tasks(server.pid, TASKS, TASKS, get)
+        assert await get(0) == VALUE
         cases = await run_rounds(
             {
                 f"get, {PUMP}": lambda: bare.pump(TASKS, many, fill_get, "RawGet"),
@@ -105,8 +107,8 @@ async def measure_embedded(server: Server, rounds: int, scale: float) -> Cases:
     fill = bare.get_filler(KEYS)
     async with RawClient(server.url) as client:
 
-        async def get(number: int) -> None:
-            await client.get(KEYS[number % len(KEYS)])
+        def get(number: int) -> Awaitable[object]:
+            return client.get(KEYS[number % len(KEYS)])
 
         await client.batch_put(dict.fromkeys(KEYS, VALUE))
         cases = await run_rounds(

@@ -28,7 +28,7 @@ import sync_gets
 from cases import Case
 from peers import install, left_out
 from servers import EMBEDDED, RESPONDER, running
-from table import Section, render, verdict
+from table import Section, quoted, render, verdict
 
 
 def main() -> None:
@@ -37,16 +37,21 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="rounds; the median counts")
     parser.add_argument("--scale", type=float, default=1.0, help="how much longer or shorter each run is")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="where figures go")
+    parser.add_argument("--quote", type=Path, help="Markdown file that quotes the table between two comments")
     parser.add_argument("--no-peers", action="store_true", help="leave other clients out")
     options = parser.parse_args()
+    # Read at once: a wrong path or a file without the comments should not cost the whole run.
+    document = quoted(options.quote.read_text(), "") if options.quote is not None else ""
     began, load = time.monotonic(), os.getloadavg()[0]
     uvloop = importlib.util.find_spec("uvloop") is not None
     sections, cases = measure(options.runs, options.scale, uvloop=uvloop, peers=not options.no_peers)
     environment = describe(options.runs, load, uvloop=uvloop)
     options.json.write_text(as_json(environment, sections, cases))
-    print(f"{', '.join(f'{name} {value}' for name, value in environment.items())}\n")
-    print(f"{render(sections)}\n\n{verdict(sections)}")
-    print(f"\ntook {time.monotonic() - began:.0f} s, every run is in {options.json}")
+    conditions = ", ".join(f"{name} {value}" for name, value in environment.items())
+    text = f"{conditions[0].upper()}{conditions[1:]}.\n\n{render(sections)}\n\n{verdict(sections)}"
+    if options.quote is not None:
+        options.quote.write_text(quoted(document, text))
+    print(f"{text}\n\ntook {time.monotonic() - began:.0f} s, every run is in {options.json}")
 
 
 def measure(rounds: int, scale: float, *, uvloop: bool, peers: bool) -> tuple[list[Section], dict[str, Case]]:

@@ -9,6 +9,8 @@ from cases import Case, Figure, Values, cpu, of, p50, rate, ratio
 
 HEADINGS = ("what", "measured", "lowest to highest", "target", "met", "per second", "CPUs: client + server")
 
+BEGIN, END = "<!-- written by nox -s bench -->", "<!-- until here -->"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -51,15 +53,11 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """Return the text of each column."""
         values = self.values.values
-        measured = self.show(self.values.median) if values else "failed"
+        measured = f"{number(self.values.median)} {self.unit}" if values else "failed"
         spread = f"{number(min(values))} to {number(max(values))}" if len(values) > 1 else ""
-        bound = f"{'≥' if self.target.at_least else '≤'} {self.show(self.target.bound)}" if self.target else ""
+        bound = f"{'≥' if self.target.at_least else '≤'} {self.target.bound:,g} {self.unit}" if self.target else ""
         met = {None: "", True: "yes", False: "**NO**"}[self.met]
         return (self.what, measured, spread, bound, met, per_second(self.case), load(self.case))
-
-    def show(self, value: float) -> str:
-        """Return a figure with its unit."""
-        return f"{number(value)} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,8 @@ def at_least(bound: float) -> Target:
 def number(value: float) -> str:
     """Return a number as short as it still tells something."""
     magnitude = abs(value)
-    return f"{value:,.0f}" if magnitude >= 100 else f"{value:.1f}" if magnitude >= 10 else f"{value:.2f}"
+    digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 1 else 3
+    return f"{value:,.{digits}f}"
 
 
 def per_second(case: Case | None) -> str:
@@ -145,5 +144,16 @@ def verdict(sections: Sequence[Section]) -> str:
     rows = [(section, row) for section in sections for row in section.rows]
     judged = [(section, row) for section, row in rows if row.met is not None]
     missed = [f"- missed: {section.title}: {row.what}" for section, row in judged if not row.met]
-    failed = [f"- failed: {section.title}: {row.what}: {row.values.failure}" for section, row in rows if row.failed]
-    return "\n".join([f"{len(judged) - len(missed)} of {len(judged)} targets met", *missed, *failed])
+    # A ratio to what failed says nothing new.
+    reasons = {(section.title, row.values.failure): row.what for section, row in reversed(rows) if row.failed}
+    failed = [f"- failed: {title}: {what}: {reason}" for (title, reason), what in reversed(reasons.items())]
+    return "\n".join([f"{len(judged) - len(missed)} of {len(judged)} targets met.", "", *missed, *failed]).rstrip()
+
+
+def quoted(document: str, text: str) -> str:
+    """Return a document with the text in the place of what it quoted before, between two comments."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"it has no {BEGIN} and {END}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
