@@ -306,6 +306,20 @@ class PdClient:
         seconds = self._config.operation_timeout if timeout is None else timeout
         return await self._open_session().tso.ask(None, "get_ts", seconds)
 
+    def change_low_resolution_interval(self, seconds: float) -> None:
+        """Change how old timestamps of low resolution are, what `PdConfig.low_resolution_interval` says at first.
+
+        It counts at once, except where stale reads need a shorter one, which then grows up to this one.
+
+        Raises:
+            ConfigError: it is not above 0.
+            TypeError: it is no number.
+            ClosedError: the client is not open.
+
+        Source: client-go oracle SetLowResolutionTimestampUpdateInterval.
+        """
+        self._open_session().oracle.change_interval(seconds)
+
     async def get_low_resolution_ts(self, *, timeout: float | None = None) -> Timestamp:
         """Return a timestamp granted not long ago, mostly without asking PD.
 
@@ -613,8 +627,6 @@ class PdClient:
     async def get_operator(self, region_id: int, *, timeout: float | None = None) -> Operator | None:
         """Return what PD's scheduler does, or did last, with a Region; None when it knows of nothing.
 
-        A Region is scattered once the operator is no `scatter-region` any more, or not `RUNNING`.
-
         Source: pdpb.PD.GetOperator.
         """
         request = pdpb.GetOperatorRequest(region_id=_id(region_id, "region_id"))
@@ -624,6 +636,30 @@ class PdClient:
             return None
         status = pdpb.OperatorStatus.Name(answer.status)
         return Operator(answer.region_id, answer.desc.decode(), status, answer.kind.decode())
+
+    async def wait_for_scatter(self, region_id: int, *, timeout: float | None = None) -> Operator | None:
+        """Return, once a Region is not being scattered any more, what PD's scheduler does with it, or did last.
+
+        Args:
+            region_id: The Region, after `scatter_regions` or `split_and_scatter_regions`.
+            timeout: Seconds; peers that hold much data may need minutes to move.
+
+        Returns:
+            The operator, whose `status` tells how it ended if it still is the one that scattered; None when PD knows
+            of none, as it forgets those that ended some minutes ago.
+
+        Source: client-go KVStore.WaitScatterRegionFinish.
+        """
+        calls = self._open_session().calls
+        deadline = calls.deadline("wait_for_scatter", timeout)
+        pause = 0.01
+        while True:
+            operator = await self.get_operator(region_id, timeout=deadline.check())
+            if operator is None or not operator.is_scattering:
+                return operator
+            with calls.members.while_open():
+                await anyio.sleep(min(pause, deadline.check()))
+            pause = min(2 * pause, 0.5)
 
     async def _region(
         self, operation: str, query: Query, timeout: float | None, *, allow_follower: bool

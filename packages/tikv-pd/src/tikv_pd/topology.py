@@ -239,3 +239,8 @@ class Operator:
     """pdpb.OperatorStatus by name, such as `RUNNING`."""
     kind: str
     """What it changes, such as `region,leader`."""
+
+    @property
+    def is_scattering(self) -> bool:
+        """Whether it moves the Region's peers apart and has not ended."""
+        return self.description == "scatter-region" and self.status == "RUNNING"

@@ -14,6 +14,7 @@ from tikv_pd import (
     ClosedError,
     DeadlineExceeded,
     Keyspace as KeyspaceOf,
+    Operator,
     PdClient,
     PdConfig,
     PdUnavailable,
@@ -65,6 +66,10 @@ def leader_is_cut_off(*rpcs: Any) -> Callable[[FakePd], None]:
     return prepare
 
 
+def scatters(pd: FakePd) -> None:
+    pd.operators[3] = Operator(3, "scatter-region", "RUNNING", "region")
+
+
 def leader_refuses(pd: FakePd) -> None:
     pd.refuse(PD.GetStore)
     pd.refuse(PD.Tso)
@@ -84,6 +89,7 @@ PLACES = [
     ),
     Place("a proxy, for a timestamp", leader_is_cut_off(PD.Tso), lambda client: client.get_ts(), forwarding=True),
     Place("one member of several", hang(PD.GetRegion), lambda client: client.get_region_from_member(b"k", FOLLOWERS)),
+    Place("the end of scattering", scatters, lambda client: client.wait_for_scatter(3)),
     Place("the list of stores", hang(PD.GetAllStores, unknown=PD.GetStore), lambda client: client.get_store(1)),
     Place(
         "a query by itself", hang(PD.GetRegion, unimplemented=PD.QueryRegion), lambda client: client.get_region(b"k")

@@ -2,8 +2,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import anyio
 import pytest
-from tikv_pd import ClosedError, ConfigError, Keyspace, KeyspaceNotFound, Member, Operator, PdClient, PdError
+from tikv_pd import (
+    ClosedError,
+    ConfigError,
+    DeadlineExceeded,
+    Keyspace,
+    KeyspaceNotFound,
+    Member,
+    Operator,
+    PdClient,
+    PdError,
+)
 from tikv_pd.testing import FakePd
 
 ORDERS = Keyspace(4, "orders", "DISABLED", (("gc_management_type", "keyspace_level"),))
@@ -84,3 +95,36 @@ async def test_the_parts_of_a_client_are_closed_with_it(pd: FakePd) -> None:
         await keyspaces.get("orders")
     with pytest.raises(ClosedError):
         _ = client.gc
+
+
+async def test_the_end_of_scattering_is_waited_for(client: PdClient, pd: FakePd) -> None:
+    pd.operators[3] = Operator(3, "scatter-region", "RUNNING", "region,leader")
+
+    async def finish() -> None:
+        await anyio.sleep(5)
+        pd.operators[3] = Operator(3, "scatter-region", "SUCCESS", "region,leader")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(finish)
+        ended = await client.wait_for_scatter(3)
+
+    assert ended == pd.operators[3]
+    assert 5 <= anyio.current_time() <= 5.5
+
+
+@pytest.mark.parametrize("description", ["balance-region", "scatter-region"])
+async def test_what_is_not_scattered_is_not_waited_for(client: PdClient, pd: FakePd, description: str) -> None:
+    pd.operators[3] = Operator(3, description, "RUNNING" if description == "balance-region" else "TIMEOUT", "region")
+
+    assert await client.wait_for_scatter(3) == pd.operators[3]
+    assert await client.wait_for_scatter(4) is None
+    assert anyio.current_time() == 0
+
+
+async def test_scattering_that_takes_too_long_is_not_waited_for(client: PdClient, pd: FakePd) -> None:
+    pd.operators[3] = Operator(3, "scatter-region", "RUNNING", "region,leader")
+
+    with pytest.raises(DeadlineExceeded):
+        await client.wait_for_scatter(3, timeout=7)
+
+    assert anyio.current_time() == 7

@@ -236,4 +236,23 @@ async def test_requests_carry_the_cluster_id_and_the_name_of_the_caller(pd: Fake
     async with PdClient("pd1:2379", config=PdConfig(caller_component="tests"), transport=pd.transport) as client:
         await client.get_stores()
 
-    assert [(header.cluster_id, header.caller_component) for header in pd.headers] == [(7, "tests")]
+    [header] = pd.headers
+    assert (header.cluster_id, header.caller_component) == (7, "tests")
+    assert header.caller_id
+    assert "/" not in header.caller_id
+
+
+async def test_timestamps_come_again_soon_after_an_election(client: PdClient, pd: FakePd) -> None:
+    granted = [await client.get_ts()]
+    pd.leader = None
+
+    async def elect() -> None:
+        await anyio.sleep(5)
+        pd.leader = "pd3:2379"
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(elect)
+        granted.append(await client.get_ts())
+
+    assert granted == sorted(set(granted))
+    assert 5 <= anyio.current_time() < 6

@@ -246,3 +246,20 @@ async def test_the_interval_is_an_option(pd: FakePd) -> None:
         await anyio.sleep(29)
 
     assert pd.tso_counts == [1]
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.5, 5.0])
+async def test_another_interval_counts_without_a_restart(client: PdClient, pd: FakePd, seconds: float) -> None:
+    await client.get_low_resolution_ts()
+    client.change_low_resolution_interval(seconds)
+
+    await anyio.sleep(10 * seconds + 0.01)
+
+    assert len(pd.tso_counts) in {10, 11}
+
+
+async def test_an_interval_that_cannot_be_is_refused(client: PdClient) -> None:
+    with pytest.raises(ConfigError, match="above 0"):
+        client.change_low_resolution_interval(0)
+    with pytest.raises(TypeError):
+        client.change_low_resolution_interval("2 s")  # type: ignore[arg-type]

@@ -71,6 +71,12 @@ class TestFollowers:
 
         assert pd.calls(PD.GetRegion, at="pd2:2379") == 3
 
+    @pytest.mark.parametrize("away", ["pd1:2379", "pd2:2379"])
+    async def test_regions_are_told_while_a_member_is_down(self, client: PdClient, pd: FakePd, away: str) -> None:
+        pd.stop(away)
+
+        assert set(await ask_for(client, 20)) == {0}
+
     async def test_one_without_a_health_service_is_well(self, client: PdClient, pd: FakePd) -> None:
         pd.refuse(Health.Check, "UNIMPLEMENTED")
 

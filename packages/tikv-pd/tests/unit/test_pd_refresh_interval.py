@@ -59,3 +59,20 @@ def test_a_read_nearly_as_demanding_keeps_the_interval_from_growing(interval: Re
     interval.demand(1.2, 1302)
     interval.tick(1552)
     assert interval.current > 0.9
+
+
+@pytest.mark.parametrize("configured", [0.3, 1.0, 5.0])
+def test_another_interval_counts_at_once(interval: RefreshInterval, configured: float) -> None:
+    interval.change(configured)
+
+    assert (interval.configured, interval.current) == (configured, configured)
+
+
+def test_another_interval_leaves_one_alone_that_reads_made_shorter(interval: RefreshInterval) -> None:
+    interval.demand(1.0, 1000)
+
+    interval.change(5.0)
+    assert interval.current == pytest.approx(0.9)
+
+    interval.change(0.6)
+    assert interval.current == 0.6

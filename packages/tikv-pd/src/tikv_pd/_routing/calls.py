@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import PurePath
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -35,6 +37,8 @@ _REGION_RPCS: Final = frozenset(
     }
 )
 """What the breaker guards. Source: client-go region_cache.go, withPDCircuitBreaker."""
+_PROGRAM: Final = PurePath("".join(sys.argv[:1]) or "python").name.encode("ascii", "replace").decode()
+"""Name of the program that asks, as PD logs it. Source: pd client GetCallerID."""
 _FOLLOWER_MAY: Final = (("pd-allow-follower-handle", ""),)
 """Metadata that lets a follower answer a query by itself."""
 
@@ -204,5 +208,7 @@ class Calls:
             return
         header = request.header
         header.cluster_id = self.members.known.cluster_id
-        name = "caller_component" if "caller_component" in header.DESCRIPTOR.fields_by_name else "source"
-        setattr(header, name, self.config.caller_component)
+        if "caller_component" in header.DESCRIPTOR.fields_by_name:
+            header.caller_id, header.caller_component = _PROGRAM, self.config.caller_component
+        else:
+            header.source = self.config.caller_component

@@ -50,6 +50,12 @@ class RefreshInterval:
     def __attrs_post_init__(self) -> None:
         self.current = self.configured
 
+    def change(self, configured: float) -> None:
+        """Take another configured interval over; one that demanding reads made shorter stays as it is."""
+        if self.current == self.configured or configured < self.current:
+            self.current = configured
+        self.configured = configured
+
     def demand(self, staleness: float, now: float) -> bool:
         """Take note of a read `staleness` seconds in the past; tell whether the interval became shorter."""
         if self.configured <= SHORTEST:
@@ -97,6 +103,15 @@ class Oracle:
             except TikvError:
                 # PD is away: whoever needs a timestamp meanwhile asks for one, and hears why.
                 await anyio.sleep(SHORTEST)
+
+    def change_interval(self, seconds: float) -> None:
+        """Change the configured interval."""
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise TypeError(f"an interval must be a number of seconds, not {type(seconds).__name__}")
+        if not seconds > 0:
+            raise ConfigError(f"an interval must be above 0 s, got {seconds!r}")
+        self._interval.change(seconds)
+        self._shrunk.set()
 
     async def recent(self, operation: str, timeout: float | None) -> Timestamp:
         """Return the latest timestamp known, unless it is old; then a new one."""
