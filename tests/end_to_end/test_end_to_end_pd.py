@@ -256,3 +256,31 @@ async def test_keyspaces_over_http() -> None:
         assert await pd.http.get_keyspace_by_id(orders.id) == orders
         with pytest.raises(KeyspaceNotFound):
             await pd.http.get_keyspace("users")
+
+
+async def test_the_end_of_scattering_is_waited_for(cluster: EmbeddedCluster, pd: PdClient) -> None:
+    cluster.pd.hold_scattering()
+    made = await pd.split_and_scatter_regions([b"g", b"p"])
+    ended: list[str] = []
+
+    async def wait(region_id: int) -> None:
+        operator = await pd.wait_for_scatter(region_id, timeout=20)
+        ended.append(operator.status if operator is not None else "unknown")
+
+    async with anyio.create_task_group() as tasks:
+        for region_id in made:
+            tasks.start_soon(wait, region_id)
+        await anyio.sleep(0.1)
+        told_early = list(ended)
+        cluster.pd.finish_scattering()
+
+    assert told_early == []
+    assert ended == ["SUCCESS"] * 2
+
+
+async def test_each_member_tells_what_it_knows_of_a_region(cluster: EmbeddedCluster, pd: PdClient) -> None:
+    known = [await pd.get_region_from_member(b"k", address) for address in cluster.pd_addresses]
+    await cluster.stop_pd_member(0)
+    known.append(await pd.get_region_from_member(b"k", cluster.pd_addresses))
+
+    assert known == [await pd.get_region(b"k")] * 4
