@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 from tikv_pd import LATEST, ConfigError, Timestamp
@@ -34,3 +35,12 @@ def as_start_ts(value: Any) -> int:
     if ts in {0, LATEST}:
         raise ConfigError(f"no transaction starts at timestamp {ts}; leave it out, or pass one that PD granted")
     return ts
+
+
+def check_staleness(seconds: Any) -> float:
+    """Return how far in the past to read."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"staleness must be seconds as a number, not {type(seconds).__name__}")
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"staleness must be above 0 seconds and finite, got {seconds}")
+    return float(seconds)
