@@ -69,7 +69,7 @@ class RpcClient:
         """Who hears of every operation; empty when nobody does."""
         self.totals = Totals()
         """Counts what goes wrong."""
-        self.watch = StoreWatch(cache, transport, self.config)
+        self.watch = StoreWatch(cache, transport, self.config, self._forget_stores)
         """Knows how the stores do."""
         self.now = transport.now
         """The clock."""
@@ -197,6 +197,14 @@ class RpcClient:
                 self._transport, address, self.config, self.tasks, self.watch.slowness.on_feedback
             )
         return store
+
+    def _forget_stores(self) -> None:
+        """Close what leads to where no store is any more, once nobody waits there."""
+        known = {store.address for store in self.watch.slowness.stores()}
+        for address, client in list(self._stores.items()):
+            if client.closed or (address not in known and not client.stats().in_flight):
+                client.close()
+                del self._stores[address]
 
     def stats(self) -> RpcStats:
         """Return how the client and its stores do."""

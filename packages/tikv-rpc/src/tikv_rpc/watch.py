@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -50,14 +51,18 @@ class StoreWatch:
         cache: Asks PD for addresses.
         transport: Makes connections.
         config: Limits.
+        on_tick: Called every 15 s, after stores that have left the cluster were forgotten.
     """
 
-    def __init__(self, cache: RegionCache, transport: Transport, config: RpcConfig) -> None:
+    def __init__(
+        self, cache: RegionCache, transport: Transport, config: RpcConfig, on_tick: Callable[[], None]
+    ) -> None:
         self.slowness = Slowness(transport.now)
         """How slow stores are; for those who send requests to feed."""
         self._cache = cache
         self._transport = transport
         self._config = config
+        self._on_tick = on_tick
         self._looks: dict[tuple[int, str], _Look] = {}
         self._recovering: set[int] = set()
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -76,6 +81,7 @@ class StoreWatch:
                     await anyio.sleep(TICK)
                     for store in self.slowness.tick():
                         tasks.start_soon(self._ask_feedback, store)
+                    self._on_tick()
             finally:
                 self._tasks = None
 

@@ -88,7 +88,7 @@ class Bench:
         self.store = store
         # A look that hangs does so until it is cancelled.
         config = RpcConfig(liveness_timeout=1000, liveness_interval=SOON)
-        self.watch = StoreWatch(cache, self.gates, config)
+        self.watch = StoreWatch(cache, self.gates, config, lambda: None)
         self.found: list[Liveness] = []
 
     @property

@@ -10,6 +10,7 @@ from tikv_pd import DeadlineExceeded, TikvError, UndeterminedError
 from tikv_proto import errorpb, kvrpcpb, metapb
 from tikv_proto.services import PD, Tikv
 from tikv_region import EntryTooLarge, FlashbackInProgress, FlashbackNotPrepared, RegionError
+from tikv_region.health import TICK
 from tikv_rpc import Effect
 from tikv_rpc.testing import FakeCluster
 
@@ -310,6 +311,38 @@ class TestStore:
         assert await kv.get(b"a") == b"1"
 
         assert "elsewhere:20160" in kv.rpc.stats().stores
+
+    async def test_what_leads_to_where_no_store_is_any_more_is_closed(self, cluster: FakeCluster, kv: Kv) -> None:
+        await kv.put(b"a", b"1")
+        cluster.move_store(1, "elsewhere:20160")
+        await kv.get(b"a")
+        both = set(kv.rpc.stats().stores)
+
+        await anyio.sleep(TICK + 1)
+
+        assert both >= {"tikv1:20160", "elsewhere:20160"}
+        assert set(kv.rpc.stats().stores) == both - {"tikv1:20160"}
+        assert {each.address for each in cluster.transport.open_connections()} >= {"elsewhere:20160"}
+        assert "tikv1:20160" not in {each.address for each in cluster.transport.open_connections()}
+        assert await kv.get(b"a") == b"1"
+
+    async def test_but_not_before_those_who_wait_there_have_their_answers(self, cluster: FakeCluster, kv: Kv) -> None:
+        await kv.put(b"a", b"1")
+        entry = kv.cache.find(b"a")
+        assert entry is not None
+        cluster.store(1).delay_next(Tikv.RawGetKeyTTL, 9)
+
+        async with anyio.create_task_group() as tasks:
+            await anyio.sleep(TICK - 5)
+            tasks.start_soon(kv.ttl, b"a")
+            await anyio.wait_all_tasks_blocked()
+            entry.leader_store.address = "elsewhere:20160"
+            await anyio.sleep(6)
+            meanwhile = set(kv.rpc.stats().stores)
+        await anyio.sleep(TICK)
+
+        assert meanwhile == {"tikv1:20160"}
+        assert set(kv.rpc.stats().stores) == set()
 
     async def test_a_store_that_left_the_cluster_is_asked_no_more(self, cluster: FakeCluster, kv: Kv) -> None:
         await kv.put(b"a", b"1")

@@ -29,7 +29,7 @@ class Bench:
     def __init__(self, cluster: FakeCluster, cache: RegionCache, transport: Transport, config: RpcConfig) -> None:
         self.cluster = cluster
         self.cache = cache
-        self.watch = StoreWatch(cache, transport, config)
+        self.watch = StoreWatch(cache, transport, config, lambda: None)
         self.store = StoreEntry(0)
         self.other = StoreEntry(0)
 

@@ -164,6 +164,16 @@ def test_tokens_of_a_request_that_was_cancelled_come_back() -> None:
     assert it.available(1) == 11
 
 
+def test_a_refused_request_tells_the_time_as_well() -> None:
+    it = bucket(rate=0, tokens=8)
+    refused = it.reserve(1.0, 9.0, 0.0)
+
+    reconfigure(it, 0.0, tokens=0.0, rate=1.0, burst=0, threshold=1)
+
+    assert not refused.granted
+    assert it.available(1.0) == 8
+
+
 def test_many_small_requests_pass_at_the_rate() -> None:
     """A thousand tasks of 10 tokens each, over and over, at 400,000 a second."""
     it = bucket(rate=400_000, tokens=0)

@@ -75,16 +75,20 @@ class TokenBucket:
         return min(tokens, float(self.burst)) if self.burst > 0 else tokens
 
     def reserve(self, now: float, amount: float, limit: float) -> Reservation:
-        """Take tokens if they are there within `limit` seconds, else leave the bucket as it is."""
+        """Take tokens if they are there within `limit` seconds, else none."""
         if self.is_unlimited:
             return Reservation(True, 0.0, self.rate, self.tokens)
-        remaining = self.available(now) - amount
+        available = self.available(now)
+        remaining = available - amount
         wait = 0.0 if remaining >= 0 else -remaining / self.rate if self.rate > 0 else math.inf
         granted = wait <= limit and wait < math.inf
         if granted:
             self._set(now, remaining)
             self._look()
-        elif self.rate == 0:
+            return Reservation(granted, wait, self.rate, remaining)
+        # What flowed in until now did so at this rate, also if the next moment is an earlier one with another.
+        self._set(now, available)
+        if self.rate == 0:
             self._ask()
         elif self._notices_left > 0:
             self._notices_left -= 1
