@@ -357,7 +357,7 @@ async def test_clients_that_ask_through_followers_get_timestamps_in_order_with_t
 async def test_a_follower_that_hangs_costs_one_caller_a_timeout() -> None:
     async with (
         EmbeddedCluster(stores=1, pd_members=3, network_faults=True) as cluster,
-        PdClient(cluster.url, config=PdConfig(timeout=0.5)) as client,
+        PdClient(cluster.url, config=PdConfig(timeout=1.5)) as client,
     ):
         follower = next(address for address in cluster.pd_addresses if address != client.leader)
         await client.get_region(b"k", allow_follower=True)
@@ -366,7 +366,7 @@ async def test_a_follower_that_hangs_costs_one_caller_a_timeout() -> None:
         for _ in range(50):
             started = anyio.current_time()
             assert await client.get_region(b"k", allow_follower=True) is not None
-            slow += anyio.current_time() - started > 0.4
+            slow += anyio.current_time() - started > 1.4
             await anyio.sleep(0.05)
         cluster.network.heal(follower)
 

@@ -233,7 +233,7 @@ class PdConfig:
     forwarding: bool = attrs.field(default=False, validator=validators.instance_of(bool))
     """Whether followers pass requests on to a leader that cannot be reached from here, those for timestamps included.
 
-    Source: client-go EnableForwarding.
+    Watches wait for the leader, and so do requests for tokens of resource groups. Source: client-go EnableForwarding.
     """
     tso_through_follower: bool = attrs.field(default=False, validator=validators.instance_of(bool))
     """Whether a follower passes requests for timestamps on even to a leader that can be reached, to spare it streams.

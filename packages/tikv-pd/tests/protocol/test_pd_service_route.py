@@ -10,7 +10,7 @@ from tikv_pd import PdClient, PdConfig, ResourceGroup, TokenRequest
 from tikv_pd._routing.service_route import RESOURCE_MANAGERS, REST, ROUTERS, Choice
 from tikv_pd.testing import FakePd
 from tikv_proto import meta_storagepb, pdpb, resource_manager as rmpb
-from tikv_proto.services import PD, MetaStorage, ResourceManager, Router
+from tikv_proto.services import PD, Health, MetaStorage, ResourceManager, Router
 
 PRIMARY = b"/ms/7/resource_manager/primary"
 
@@ -180,6 +180,19 @@ class TestRouters:
         assert asked(pd, "GetAllStores") == ["router1:3379", "router2:3379", "pd1:2379"]
         assert asked(pd, "QueryRegion")[-1] == "pd1:2379"
         assert anyio.current_time() == 0
+
+    async def test_a_router_that_fails_says_nothing_about_pds_members(self, pd: FakePd) -> None:
+        add_router(pd, "router1:3379")
+        config = PdConfig(use_routers=True, forwarding=True)
+
+        async with PdClient("pd1:2379", config=config, transport=pd.transport) as client:
+            await client.get_region(b"k")
+            pd.transport.stop("router1:3379")
+            await client.get_region(b"k")
+            await client.get_stores()
+
+        assert pd.calls(Health.Check) == 0
+        assert asked(pd, "GetAllStores") == ["pd1:2379"]
 
     async def test_what_a_router_refuses_is_asked_of_pd(self, pd: FakePd) -> None:
         add_router(pd, "router1:3379")

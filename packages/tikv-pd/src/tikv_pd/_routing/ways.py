@@ -135,7 +135,9 @@ class Ways:
             self._resting[follower] = self._now() + REST
 
     def _note(self, address: str, error: TikvError) -> None:
-        if is_silence(error):
+        known = self._members.known
+        # It may be a server that does PD's work, which is passed over in another way.
+        if is_silence(error) and (address == known.leader or address in known.members):
             self._silent.add(address)
             self._wanted.set()
 
