@@ -33,7 +33,18 @@ MODULES = [
 ]
 
 # Those whose signatures are pinned as well.
-SIGNED = ["tikv_pd", "tikv_pd.lowlevel", "tikv_pd.testing", "tikv_region", "tikv_region.testing"]
+SIGNED = [
+    "tikv_pd",
+    "tikv_pd.lowlevel",
+    "tikv_pd.testing",
+    "tikv_region",
+    "tikv_region.testing",
+    "tikv_rpc",
+    "tikv_rpc.otel",
+    "tikv_rpc.testing",
+    "tikv_raw",
+    "tikv_raw.sync",
+]
 
 
 def golden() -> dict[str, list[str]]:
