@@ -121,7 +121,8 @@ class GroupTally:
         self.predicted = self.unpredicted = self.predicted_bytes = self.actual_bytes = 0
         self.wait_seconds = self.throttled_seconds = self.reported_ru = 0.0
         self.failures: Counter[str] = Counter()
-        self.ru: dict[RuSeries, float] = {}
+        # By what makes a `RuSeries`: a value of its own for each request would cost more than the rest.
+        self.ru: dict[tuple[str, str, str], float] = {}
 
     @property
     def is_used(self) -> bool:
@@ -130,10 +131,11 @@ class GroupTally:
 
     def charge(self, source: str, read_ru: float, write_ru: float) -> None:
         """Count request units; negative ones are given back."""
+        ru = self.ru
         for kind, amount in (("read", read_ru), ("write", write_ru)):
             if amount:
-                series = RuSeries(source, kind, "charge" if amount > 0 else "refund")
-                self.ru[series] = self.ru.get(series, 0.0) + abs(amount)
+                series = (source, kind, "charge" if amount > 0 else "refund")
+                ru[series] = ru.get(series, 0.0) + abs(amount)
 
     def expect(self, predicted_bytes: int) -> None:
         """Count a coprocessor request by what it is expected to read, 0 for no idea."""
@@ -144,5 +146,6 @@ class GroupTally:
     def counts(self) -> GroupCounts:
         """Return them as they are now."""
         numbers = {name: getattr(self, name) for name in self.__slots__ if name not in {"failures", "ru"}}
-        failures, ru = dict(self.failures), self.ru.copy()
+        failures = dict(self.failures)
+        ru = {RuSeries(*series): amount for series, amount in self.ru.copy().items()}
         return GroupCounts(**numbers, failures=MappingProxyType(failures), ru=MappingProxyType(ru))
