@@ -155,7 +155,7 @@ class TransactionClient:
         ts: AnyTimestamp | None = None,
         *,
         staleness: float | None = None,
-        options: RequestOptions | None = None,
+        requests: RequestOptions | None = None,
         timeout: float | None = None,
     ) -> Snapshot:
         """Return reads at one moment, without writing; by default at a timestamp fetched when first needed.
@@ -165,7 +165,7 @@ class TransactionClient:
                 which asks for no timestamp, but is no snapshot.
             staleness: So many seconds in the past instead, of any replica: one that is not that far has the leader
                 asked. Spares leaders, and the way to them.
-            options: What to ask of stores; None for what `TxnConfig.transaction` says.
+            requests: What to ask of stores; None for what `TxnConfig.transaction` says.
             timeout: Seconds that each of its calls may take that names no timeout.
 
         Raises:
@@ -175,20 +175,20 @@ class TransactionClient:
         """
         opened = self._opened()
         config = self._session.config
-        if options is None:
-            options = config.transaction.requests
-        elif not isinstance(options, RequestOptions):
-            raise TypeError(f"options must be RequestOptions, not {type(options).__name__}")
+        if requests is None:
+            requests = config.transaction.requests
+        elif not isinstance(requests, RequestOptions):
+            raise TypeError(f"requests must be RequestOptions, not {type(requests).__name__}")
         start: Start = fresh
         if staleness is not None:
             if ts is not None:
                 raise ConfigError("pass either ts or staleness, not both")
             start = stale(check_staleness(staleness))
-            options = attrs.evolve(options, stale_read=True)
+            requests = attrs.evolve(requests, stale_read=True)
         elif ts is not None:
             start = granted(as_ts(ts, "ts"))
         seconds = config.timeout if timeout is None else check_timeout(timeout)
-        return Snapshot(opened.reads, start, options, seconds)
+        return Snapshot(opened.reads, start, requests, seconds)
 
     async def run(
         self,
