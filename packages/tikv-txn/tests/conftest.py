@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -213,3 +213,9 @@ def ledger(cluster: FakeCluster) -> Ledger:
 def new_ledger() -> Callable[[FakeCluster], Any]:
     """Returns a `Ledger` of a cluster."""
     return Ledger
+
+
+@pytest.fixture
+def open_cluster() -> Callable[[FakeCluster, TxnConfig], AbstractAsyncContextManager[TxnStore]]:
+    """Connects to a cluster as `store` is connected."""
+    return open_store
