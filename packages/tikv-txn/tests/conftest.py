@@ -5,10 +5,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any
 
 import pytest
-from tikv_pd import LATEST
+from tikv_pd import LATEST, Peer, Region, RegionEpoch
 from tikv_pd.testing import virtual_time
-from tikv_proto import kvrpcpb
-from tikv_proto.services import Tikv
+from tikv_proto import errorpb, kvrpcpb
+from tikv_proto.services import Rpc, Tikv
 from tikv_region import KeyRange, TxnV1Codec
 from tikv_rpc.frontend.session import Endpoint, connect
 from tikv_rpc.testing import FakeCluster, Handler
@@ -71,14 +71,27 @@ class Ledger:
             Tikv.KvResolveLock: self.resolve_lock,
         }
         for rpc, handler in handlers.items():
-            cluster.handlers[rpc] = self._served(handler)
+            cluster.handlers[rpc] = self._served(rpc, handler)
 
-    @staticmethod
-    def _served(handler: Callable[[Any], Any]) -> Handler:
+    def _served(self, rpc: Rpc[Any, Any], handler: Callable[[Any], Any]) -> Handler:
         async def serve(request: Any) -> Any:
-            return handler(request)
+            refusal = self._refusal(request)
+            return handler(request) if refusal is None else rpc.response(region_error=refusal)
 
         return serve
+
+    def _refusal(self, request: Any) -> errorpb.Error | None:
+        """Return why a request whose keys the cluster does not check does not belong there."""
+        context, cluster = request.context, self.cluster.map
+        if isinstance(request, kvrpcpb.CheckTxnStatusRequest):
+            key = request.primary_key
+        elif isinstance(request, kvrpcpb.ResolveLockRequest) and not request.keys:
+            bounds = [self._bounds(region) for region in cluster.regions if region.id == context.region_id]
+            key = bounds[0].start if bounds else b""
+        else:
+            return None
+        epoch = RegionEpoch(context.region_epoch.conf_ver, context.region_epoch.version)
+        return cluster.refusal(context.region_id, epoch, Peer.from_pb(context.peer), key)
 
     def write(self, key: bytes, value: bytes | None, commit_ts: int, start_ts: int = 0) -> None:
         """Have a version committed."""
@@ -197,7 +210,9 @@ class Ledger:
         return next((at for at, (start, _) in self.versions.get(key, {}).items() if start == start_ts), 0)
 
     def _region(self, request: Any) -> KeyRange:
-        region = next(each for each in self.cluster.map.regions if each.id == request.context.region_id)
+        return self._bounds(next(each for each in self.cluster.map.regions if each.id == request.context.region_id))
+
+    def _bounds(self, region: Region) -> KeyRange:
         bounds = self.cluster.map.codec.decode_region_range(region.start_key, region.end_key)
         assert bounds is not None
         return KeyRange(*bounds)
