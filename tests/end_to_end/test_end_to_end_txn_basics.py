@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -365,6 +366,23 @@ async def test_a_commit_that_is_cancelled_has_happened_as_a_whole_or_not_at_all(
                 txn.delete(key)
 
 
+async def test_what_a_commit_leaves_to_the_background_is_not_cancelled_with_its_caller(
+    cluster: EmbeddedCluster, client: TransactionClient
+) -> None:
+    with cluster.faults.on("KvCommit", after=1).hold() as fault:
+        with anyio.CancelScope() as scope:
+            txn = await attempt(client, TWO_PC, lambda txn: txn.put_many({b"a": b"1", b"h": b"1", b"z": b"1"}))
+            scope.cancel()
+            await fault.struck(2)
+
+        await fault.struck(2)
+
+    with cluster.faults.record() as recording:
+        assert len(await stored(client)) == 3
+    assert txn.state is TransactionState.COMMITTED
+    assert recording.of("KvCheckTxnStatus", "KvResolveLock") == []
+
+
 async def test_an_ended_transaction_cannot_be_used(client: TransactionClient) -> None:
     async with client.begin() as txn:
         scan = txn.scan()
@@ -462,6 +480,31 @@ async def test_one_that_never_began_or_has_ended_is_dropped_in_silence(client: T
 
     del txn
     gc.collect()
+
+
+FORGETFUL = """
+import asyncio, sys
+from tikv_txn import TransactionClient
+
+async def main():
+    client = TransactionClient(sys.argv[1])
+    await client.__aenter__()
+    global kept
+    kept = await client.begin()
+    kept.put(b"k", b"1")
+    await client.aclose()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_may_end_with_a_transaction_that_was_forgotten(
+    cluster: EmbeddedCluster, client: TransactionClient
+) -> None:
+    ended = await anyio.run_process([sys.executable, "-W", "error", "-c", FORGETFUL, cluster.url])
+
+    assert ended.stderr == b""
+    assert await stored(client) == {}
 
 
 async def test_a_transaction_that_wrote_nothing_commits_where_it_read(client: TransactionClient) -> None:
