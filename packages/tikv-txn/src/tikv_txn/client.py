@@ -220,7 +220,7 @@ class TransactionClient:
             UndeterminedError: the transaction may or may not have committed.
             DeadlineExceeded: time ran out; the last failure is the `__cause__`. Nothing was committed.
             TikvError: a failure with which running again would not help, such as AlreadyExists. Nothing was committed.
-            Whatever the function raises. Nothing was committed, unless the function did it.
+            Exception: whatever else the function raises. Nothing was committed, unless the function did it.
 
         Cancellation: what is under way is rolled back; a commit under way may or may not take effect.
         """
