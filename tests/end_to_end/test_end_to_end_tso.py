@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -96,12 +97,12 @@ class Calls:
             self.answered.add((rpc, address))
 
 
-async def draw(cluster: EmbeddedCluster, total: int, changes: Iterator[Change]) -> Asked:
+async def draw(cluster: EmbeddedCluster, total: int, changes: Iterator[Change], config: PdConfig = CONFIG) -> Asked:
     """Draw timestamps with two clients while a change happens every now and then; return who granted them."""
     draws, asked = Draws(total), Asked()
     async with AsyncExitStack() as stack:
         clients = [
-            await stack.enter_async_context(PdClient(cluster.url, config=CONFIG, observer=asked)) for _ in range(2)
+            await stack.enter_async_context(PdClient(cluster.url, config=config, observer=asked)) for _ in range(2)
         ]
         async with anyio.create_task_group() as tasks:
             draws.begin(tasks, clients)
@@ -152,6 +153,43 @@ def pd_changes(cluster: EmbeddedCluster, rng: random.Random) -> Iterator[Change]
     yield outage
     while True:
         yield rng.choice([move, move, crash_the_leader, crash_or_restart, crash_or_restart, cut, cut])
+
+
+def road_changes(cluster: EmbeddedCluster, rng: random.Random) -> Iterator[Change]:
+    """Yield what may happen between clients and three PD members: each is out of reach for a while, then up to two."""
+    members = cluster.pd_addresses
+    blocked: list[str] = []
+
+    async def block() -> None:
+        free = [address for address in members if address not in blocked]
+        if len(free) > 1:
+            blocked.append(rng.choice(free))
+            cluster.network.partition(blocked[-1])
+
+    async def clear() -> None:
+        if blocked:
+            cluster.network.heal(blocked.pop(rng.randrange(len(blocked))))
+
+    async def move() -> None:
+        cluster.transfer_pd_leader(rng.randrange(3))
+
+    async def wait() -> None:
+        await anyio.sleep(0.8)
+
+    for member in members:
+        yield functools.partial(_cut, cluster, member)
+        yield wait
+        yield functools.partial(_mend, cluster, member)
+    while True:
+        yield rng.choice([block, clear, clear, move, wait, wait])
+
+
+async def _cut(cluster: EmbeddedCluster, address: str) -> None:
+    cluster.network.partition(address)
+
+
+async def _mend(cluster: EmbeddedCluster, address: str) -> None:
+    cluster.network.heal(address)
 
 
 def tso_changes(cluster: EmbeddedCluster, rng: random.Random) -> Iterator[Change]:
@@ -240,6 +278,16 @@ async def test_a_million_timestamps_while_members_crash_and_leaders_move_grow_an
 
     assert len(asked.addresses & set(members)) > 1
     assert asked.failures
+
+
+@pytest.mark.parametrize("through_follower", [False, True])
+async def test_timestamps_grow_and_differ_while_roads_to_members_are_blocked(through_follower: bool) -> None:
+    config = attrs.evolve(CONFIG, forwarding=True, tso_through_follower=through_follower)
+    async with EmbeddedCluster(stores=1, pd_members=3, network_faults=True) as cluster:
+        members = cluster.pd_addresses
+        asked = await draw(cluster, 800_000, road_changes(cluster, random.Random(1)), config)
+
+    assert len(asked.addresses & set(members)) > 1
 
 
 async def test_timestamps_of_tso_servers_grow_and_differ_while_primaries_move_and_servers_die() -> None:
