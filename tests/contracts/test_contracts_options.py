@@ -20,7 +20,7 @@ import attrs
 import pytest
 
 PACKAGES = Path(__file__).parents[2] / "packages"
-MODULES = ["tikv_pd", "tikv_region", "tikv_rpc", "tikv_raw"]
+MODULES = ["tikv_pd", "tikv_region", "tikv_rpc", "tikv_raw", "tikv_txn"]
 NEEDED: Final[Mapping[str, dict[str, Any]]] = {
     "SecurityConfig": {"ca_path": "ca.pem"},
     "BreakerConfig": {"threshold": 50},
@@ -38,6 +38,8 @@ CHECKED: Final[Mapping[str, str]] = {
     "RpcConfig": "tikv-rpc/tests/protocol/test_rpc_every_option.py::test_every_field_of_the_configuration_is_checked",
     "RequestOptions": "tikv-rpc/tests/protocol/test_rpc_every_option.py::test_every_option_of_requests_is_checked",
     "RawConfig": "tikv-raw/tests/protocol/test_raw_every_option.py::test_every_field_is_checked",
+    "TxnConfig": "tikv-txn/tests/protocol/test_txn_every_option.py::test_every_field_is_checked",
+    "TransactionOptions": "tikv-txn/tests/protocol/test_txn_every_option.py::test_every_option_of_transactions_is_checked",
 }
 """Classes with a table of their own, which has a check for each field, and the test that fails when one has none."""
 
