@@ -39,7 +39,7 @@ CHECKED: Final[Mapping[str, str]] = {
     "RequestOptions": "tikv-rpc/tests/protocol/test_rpc_every_option.py::test_every_option_of_requests_is_checked",
     "RawConfig": "tikv-raw/tests/protocol/test_raw_every_option.py::test_every_field_is_checked",
     "TxnConfig": "tikv-txn/tests/protocol/test_txn_every_option.py::test_every_field_is_checked",
-    "TransactionOptions": "tikv-txn/tests/protocol/test_txn_every_option.py::test_every_option_of_transactions_is_checked",
+    "TransactionOptions": "tikv-txn/tests/protocol/test_txn_every_option.py::test_every_option_is_checked",
 }
 """Classes with a table of their own, which has a check for each field, and the test that fails when one has none."""
 

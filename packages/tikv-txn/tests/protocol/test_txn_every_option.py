@@ -306,7 +306,7 @@ def test_every_field_is_checked() -> None:
     assert CONFIG.keys() == attrs.fields_dict(TxnConfig).keys()
 
 
-def test_every_option_of_transactions_is_checked() -> None:
+def test_every_option_is_checked() -> None:
     assert OPTIONS.keys() == attrs.fields_dict(TransactionOptions).keys()
 
 
