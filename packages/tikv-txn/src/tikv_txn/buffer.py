@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 import attrs
 from sortedcontainers import SortedDict
-from tikv_region import KeyCodec, KeyRange
+from tikv_pd import TikvError
+from tikv_region import KeyCodec, KeyRange, Redaction, redact
 
 from tikv_txn.errors import AlreadyExists, KeyTooLarge, TransactionTooLarge, ValueTooLarge
 
@@ -67,14 +68,21 @@ class Limits:
     """Of a key and its value."""
     total: int
     """Of all keys and values."""
+    redaction: Redaction = "off"
+    """How keys print in the errors of writes that are refused."""
 
     @classmethod
-    def of(cls, codec: KeyCodec, stored_key: int, entry: int, total: int) -> Limits:
+    def of(cls, codec: KeyCodec, stored_key: int, entry: int, total: int, redaction: Redaction) -> Limits:
         """Return limits where stores take keys of `stored_key` bytes in the form in which they keep them.
 
         That form has 9 bytes for each 8, the last of which are padded and never full.
         """
-        return cls(stored_key // 9 * 8 - 1, len(codec.encode_key(b"")), entry, total)
+        return cls(stored_key // 9 * 8 - 1, len(codec.encode_key(b"")), entry, total, redaction)
+
+    def refused(self, error: TikvError) -> TikvError:
+        """Return the error of a write, to be raised."""
+        redact(error, self.redaction)
+        return error
 
 
 class Mark:
@@ -129,7 +137,7 @@ class Buffer:
         """
         known = self._known(key)
         if known.value is not None:
-            raise AlreadyExists(key)
+            raise self._limits.refused(AlreadyExists(key))
         # A key that the transaction has deleted does not exist for it, whatever it was before.
         must_not_exist = known.must_not_exist or not known.is_deleted
         self._replace(known._replace(value=value, is_deleted=False, must_not_exist=must_not_exist))
@@ -211,9 +219,9 @@ class Buffer:
         limits, key = self._limits, entry.key
         old = self._entries.get(key)
         if old is None and len(key) + limits.key_prefix > limits.key:
-            raise KeyTooLarge(key, len(key) + limits.key_prefix, limits.key)
+            raise limits.refused(KeyTooLarge(key, len(key) + limits.key_prefix, limits.key))
         if entry.size > limits.entry:
-            raise ValueTooLarge(key, entry.size, limits.entry)
+            raise limits.refused(ValueTooLarge(key, entry.size, limits.entry))
         size = self.size + entry.size - (0 if old is None else old.size)
         if size > limits.total:
             raise TransactionTooLarge(size, limits.total)

@@ -95,8 +95,10 @@ class Transaction:
         self._began = 0.0
         self._is_beginning = False
         store = opened.store
-        limits = Limits.of(store.codec, store.config.max_key_bytes, options.max_entry_bytes, options.max_bytes)
-        self._buffer = Buffer(limits)
+        config = store.config
+        self._buffer = Buffer(
+            Limits.of(store.codec, config.max_key_bytes, options.max_entry_bytes, options.max_bytes, config.rpc.redact)
+        )
 
     @property
     def state(self) -> TransactionState:

@@ -164,6 +164,18 @@ def test_a_transaction_beyond_the_limit_does_not_take_the_write() -> None:
     assert (len(buffer), buffer.size) == (2, 6)
 
 
+def test_the_keys_of_refused_writes_print_redacted_when_asked_for() -> None:
+    buffer = Buffer(Limits(key=10, key_prefix=0, entry=20, total=100, redaction="on"))
+    buffer.put(b"secret", b"1")
+
+    for key, value in [(b"secret", b"2"), (b"secret" * 2, b""), (b"secret 2", bytes(20))]:
+        with pytest.raises((AlreadyExists, KeyTooLarge, ValueTooLarge)) as caught:
+            buffer.insert(key, value)
+
+        assert "secret" not in f"{caught.value} {caught.value!r}"
+        assert caught.value.args[0] == key
+
+
 def test_a_smaller_value_makes_room_again() -> None:
     buffer = Buffer(Limits(key=100, key_prefix=0, entry=100, total=4))
     buffer.put(b"a", b"123")
@@ -176,7 +188,7 @@ def test_a_smaller_value_makes_room_again() -> None:
 
 @pytest.mark.parametrize(("codec", "prefix"), [(PlainCodec(), 0), (KeyspaceCodec(b"x", 7, "ks"), 4)])
 def test_the_longest_key_is_what_stores_can_keep(codec: PlainCodec | KeyspaceCodec, prefix: int) -> None:
-    limits = Limits.of(codec, 8192, 10_000, 100_000)
+    limits = Limits.of(codec, 8192, 10_000, 100_000, "off")
 
     assert limits.key == 7279
     assert limits.key_prefix == prefix
