@@ -11,8 +11,9 @@ from anyio import wait_all_tasks_blocked
 from tikv_pd import DeadlineExceeded, Timestamp
 from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import PD, Tikv
-from tikv_rpc import Priority, RequestOptions
+from tikv_rpc import Operation, Priority, RequestOptions
 from tikv_rpc.testing import FakeCluster
+from tikv_txn import TransactionClient
 from tikv_txn._store import TxnStore
 from tikv_txn.buffer import Assertion, Entry
 from tikv_txn.committer import Committer
@@ -250,7 +251,7 @@ async def test_requests_are_closed_at_the_batch_limit_of_keys_and_values(world: 
     await world.commit(*(put(b"a%d" % number, b"v" * 6000) for number in range(5)), options=ANY)
     await wait_all_tasks_blocked()
 
-    assert [len(request.mutations) for request in world.cluster.requests(Tikv.KvPrewrite)] == [2, 2, 1]
+    assert sorted(len(request.mutations) for request in world.cluster.requests(Tikv.KvPrewrite)) == [1, 2, 2]
     assert not any(request.try_one_pc for request in world.cluster.requests(Tikv.KvPrewrite))
     # Commits carry keys alone.
     assert [len(request.keys) for request in world.cluster.requests(Tikv.KvCommit)] == [5]
@@ -296,6 +297,23 @@ async def test_the_primary_key_is_committed_first_when_its_region_has_split(worl
 
     assert [list(request.keys) for request in world.cluster.requests(Tikv.KvCommit)][:2] == [[b"a", b"d"], [b"a"]]
     assert sorted(world.mvcc.locks) == [b"d", b"h"]
+
+
+async def test_observers_hear_of_a_commit_by_its_primary_key(cluster: FakeCluster) -> None:
+    FakeMvcc(cluster)
+    heard: list[Operation] = []
+
+    class Listener:
+        def begin(self, operation: Operation) -> None:
+            heard.append(operation)
+
+    async with (
+        TransactionClient(cluster.url, transport=cluster.transport, observers=[Listener()]) as client,
+        client.begin() as txn,
+    ):
+        txn.put_many({b"h": b"v", b"b": b"v"})
+
+    assert [(each.name, each.key, each.keys) for each in heard] == [("commit", b"b", 2)]
 
 
 # --- falling back -----------------------------------------------------------------------------------------------------
