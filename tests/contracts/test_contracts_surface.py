@@ -29,6 +29,7 @@ MODULES = [
     "tikv_raw",
     "tikv_raw.sync",
     "tikv_txn",
+    "tikv_txn.testing",
     "tikv_embedded",
 ]
 
@@ -44,6 +45,8 @@ SIGNED = [
     "tikv_rpc.testing",
     "tikv_raw",
     "tikv_raw.sync",
+    "tikv_txn",
+    "tikv_txn.testing",
 ]
 
 
