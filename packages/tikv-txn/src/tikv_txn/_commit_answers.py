@@ -122,6 +122,10 @@ class PrewriteAnswers:
                 state.on_refused(request.part)
             raise failure
         if locks:
+            if call.lost is not None:
+                state.on_lost(request.part)
+            if not state.is_doubtful(request.part):
+                self._check_later(locks)
             await self._wait(locks, call)
             return request
         call.lost = None
@@ -129,17 +133,23 @@ class PrewriteAnswers:
         self._keep_alive(False)
         return None
 
-    async def _wait(self, locks: list[Lock], call: Call) -> None:
-        start_ts = self._start_ts
+    def _check_later(self, locks: list[Lock]) -> None:
+        """Take a lock of a transaction that started later for a conflict.
+
+        If that one commits, this one is in conflict with it; it is rarely worth the wait to see. But when an answer was
+        lost, only the store's own word shows that an earlier request will not be applied after all.
+        """
         for lock in locks:
-            if lock.start_ts > start_ts:
-                # If that one commits, this one is in conflict with it; it is rarely worth the wait to see.
-                raise WriteConflict(lock.key, lock.primary, start_ts, lock.start_ts, 0, "Optimistic")
+            if lock.start_ts > self._start_ts:
+                raise WriteConflict(lock.key, lock.primary, self._start_ts, lock.start_ts, 0, "Optimistic")
+
+    async def _wait(self, locks: list[Lock], call: Call) -> None:
+        """Put locks away, or wait until that may be done."""
         first = locks[0]
         cause = KeyLocked(first.key, first.primary, first.start_ts, first.ttl_ms / 1000)
         self._keep_alive(True)
         try:
-            wait = await self._resolver.resolve(locks, start_ts, call)
+            wait = await self._resolver.resolve(locks, self._start_ts, call)
             if wait > 0:
                 await call.backoffer.backoff(TXN_LOCK, cause, at_most=wait)
             else:

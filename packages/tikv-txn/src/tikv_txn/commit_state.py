@@ -100,6 +100,10 @@ class CommitState:
         touched = (self._locked | self._doubtful) & self._locking
         return sorted(touched | {self._primary}) if touched else []
 
+    def is_doubtful(self, part: Iterable[int]) -> bool:
+        """Tell whether what became of a part in earlier requests may decide the outcome."""
+        return (self.one_pc or self.async_commit) and not self._doubtful.isdisjoint(part)
+
     def commit_after(self, ts: int) -> None:
         """Have it commit after a timestamp."""
         self.min_commit_ts = max(self.min_commit_ts, ts + 1)

@@ -361,6 +361,33 @@ async def test_a_lost_prewrite_stays_in_doubt_while_locks_of_others_keep_it_from
     assert not cluster.requests(Tikv.KvBatchRollback)
 
 
+@pytest.mark.parametrize("options", [ONE_PHASE, ASYNC])
+@pytest.mark.parametrize("commits", [False, True])
+async def test_after_a_lost_prewrite_the_store_has_the_word_about_a_later_lock(
+    cluster: FakeCluster, client: Client, mvcc: FakeMvcc, options: TransactionOptions, commits: bool
+) -> None:
+    cluster.store(1).fail_next(Tikv.KvPrewrite, "UNAVAILABLE")
+    mvcc.lock(b"a", START + 1, ttl_ms=100_000)
+
+    async with anyio.create_task_group() as tasks:
+
+        async def end() -> None:
+            await anyio.sleep(2.0)
+            mvcc.roll_back(b"a", START + 1)
+            if commits:
+                mvcc.write(b"a", b"theirs", START + 2)
+
+        tasks.start_soon(end)
+        if commits:
+            with pytest.raises(WriteConflict):
+                await client.commit(A, options=options)
+        else:
+            await client.commit(A, options=options)
+    await wait_all_tasks_blocked()
+
+    assert mvcc.at(b"a") == (b"theirs" if commits else b"v")
+
+
 async def test_a_one_phase_commit_whose_region_split_meanwhile_is_found_to_have_happened(
     cluster: FakeCluster, client: Client, mvcc: FakeMvcc
 ) -> None:

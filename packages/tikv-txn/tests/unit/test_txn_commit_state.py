@@ -140,6 +140,17 @@ def test_a_lost_prewrite_of_an_async_commit_hides_the_outcome_when_all_others_ar
     assert state.to_clean_up == []
 
 
+def test_parts_are_doubtful_only_where_they_may_decide() -> None:
+    state, two_phases = of(3, async_commit=True), of(3)
+
+    for each in (state, two_phases):
+        each.on_prewritten([0], 120, 0)
+        each.on_lost([0, 1])
+
+    assert [state.is_doubtful([position]) for position in range(3)] == [False, True, False]
+    assert not two_phases.is_doubtful([1])
+
+
 def test_an_answer_to_a_later_attempt_shows_what_a_lost_one_hid() -> None:
     state = of(2, async_commit=True)
 
