@@ -8,12 +8,13 @@ import anyio
 import attrs
 import pytest
 from anyio import wait_all_tasks_blocked
-from tikv_pd import BackoffExceeded, DeadlineExceeded, TikvError, Timestamp, UndeterminedError
+from tikv_pd import BackoffExceeded, ClosedError, DeadlineExceeded, TikvError, Timestamp, UndeterminedError
 from tikv_pd.errors import RpcError
 from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import PD, Tikv
 from tikv_region import EntryTooLarge
 from tikv_rpc.testing import FakeCluster
+from tikv_txn import Transaction, TransactionClient, TransactionState
 from tikv_txn._store import TxnStore
 from tikv_txn.buffer import Entry
 from tikv_txn.committer import Committer
@@ -458,6 +459,40 @@ async def test_a_store_that_refuses_for_good_is_told(cluster: FakeCluster, clien
     await wait_all_tasks_blocked()
 
     assert not mvcc.locks
+
+
+@pytest.mark.parametrize(
+    ("options", "rpc", "error"),
+    [
+        (TWO_PHASES, Tikv.KvPrewrite, ClosedError),
+        (TWO_PHASES, Tikv.KvCommit, UndeterminedError),
+        (ASYNC, Tikv.KvPrewrite, UndeterminedError),
+        (ONE_PHASE, Tikv.KvPrewrite, UndeterminedError),
+    ],
+)
+async def test_closing_the_client_ends_a_commit(
+    cluster: FakeCluster, options: TransactionOptions, rpc: Any, error: type[TikvError]
+) -> None:
+    cluster.store(1).hang_next(rpc)
+    raised: list[TikvError] = []
+
+    async def commit(txn: Transaction) -> None:
+        try:
+            await txn.commit()
+        except TikvError as ended:
+            raised.append(ended)
+
+    async with (
+        anyio.create_task_group() as tasks,
+        TransactionClient(cluster.url, transport=cluster.transport) as client,
+    ):
+        txn = await client.begin(options)
+        txn.put(b"a", b"v")
+        tasks.start_soon(commit, txn)
+        await wait_all_tasks_blocked()
+
+    assert [type(each) for each in raised] == [error]
+    assert (txn.state is TransactionState.UNDETERMINED) is (error is UndeterminedError)
 
 
 async def test_a_client_that_is_closed_right_after_a_commit_leaves_the_rest_to_readers(

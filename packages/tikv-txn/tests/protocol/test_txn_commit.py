@@ -111,6 +111,19 @@ async def test_one_phase_takes_one_timestamp_and_one_request(world: World) -> No
     assert not world.mvcc.locks
 
 
+async def test_reading_a_key_and_writing_it_back_takes_two_timestamps_and_two_requests(world: World) -> None:
+    world.mvcc.write(b"a", b"1", 5)
+    async with (
+        TransactionClient(world.cluster.url, transport=world.cluster.transport) as client,
+        client.begin() as txn,
+    ):
+        txn.put(b"a", b"%d" % (int(await txn.get(b"a") or 0) + 1))
+
+    assert world.count(Tikv.KvGet, *SENT) == [1, 1, 0, 0, 0]
+    assert world.timestamps == 2
+    assert world.mvcc.at(b"a") == b"2"
+
+
 async def test_causal_consistency_saves_the_timestamp(world: World) -> None:
     start_ts = await world.begin()
     before = world.timestamps
