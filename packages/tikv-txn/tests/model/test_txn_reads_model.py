@@ -26,6 +26,8 @@ from tikv_txn.snapshot import Reads, Snapshot
 Move: TypeAlias = tuple[Any, ...]
 
 NOW_MS: Final = 1_000_000
+BEFORE: Final = 1000
+"""When values were written that were there before the transactions."""
 KEYS: Final = [b"", b"a", b"a\0", b"b", b"c", b"d", b"\xff"]
 
 keys = st.sampled_from(KEYS)
@@ -73,7 +75,7 @@ moves = st.one_of(
 reads = st.one_of(
     st.tuples(st.just("get"), keys),
     st.tuples(st.just("batch_get"), st.lists(keys, max_size=6)),
-    st.tuples(st.just("scan"), keys, keys, st.none() | st.integers(0, 4), st.booleans()),
+    st.tuples(st.just("scan"), keys, keys | st.just(b""), st.none() | st.integers(0, 4), st.booleans()),
     st.tuples(st.just("get_versioned"), keys),
 )
 RPCS: Final = [Tikv.KvGet, Tikv.KvBatchGet, Tikv.KvScan, Tikv.KvCheckTxnStatus, Tikv.KvResolveLock]
@@ -87,12 +89,14 @@ def started(number: int) -> int:
 class History:
     """What the transactions amount to, and how a ledger looks that they left."""
 
-    def __init__(self, left: list[Left]) -> None:
-        self.versions: dict[bytes, dict[int, bytes | None]] = {}
+    def __init__(self, present: set[bytes], left: list[Left]) -> None:
+        self.versions: dict[bytes, dict[int, bytes | None]] = {key: {BEFORE: b"0"} for key in present}
         self._left = left
 
     def fill(self, ledger: Any) -> None:
         """Have a ledger hold everything; a key that is locked stays so: later transactions do not write it."""
+        for key in self.versions:
+            ledger.write(key, b"0", BEFORE)
         for number, txn in enumerate(self._left):
             start_ts = started(number)
             free = {key for key in txn.writes if key not in ledger.locks}
@@ -170,8 +174,9 @@ def expected(seen: dict[bytes, tuple[bytes, int]], step: Move) -> Any:
 
 
 @given(
+    absent=st.sets(keys, max_size=3),
     left=st.lists(transactions(), max_size=6),
-    read_at=st.lists(st.tuples(st.integers(0, 6), st.integers(-1, 60)), min_size=1, max_size=3),
+    read_at=st.lists(st.tuples(st.integers(0, 6), st.integers(-1, 8) | st.just(60)), min_size=1, max_size=3),
     steps=st.lists(reads, min_size=1, max_size=8),
     under_way=st.lists(st.tuples(st.sampled_from(RPCS), moves), max_size=6),
     lost=st.lists(st.sampled_from(RPCS), max_size=3),
@@ -181,6 +186,7 @@ def expected(seen: dict[bytes, tuple[bytes, int]], step: Move) -> Any:
 def test_a_snapshot_sees_the_history(
     new_ledger: Callable[[FakeCluster], Any],
     open_cluster: Callable[..., Any],
+    absent: set[bytes],
     left: list[Left],
     read_at: list[tuple[int, int]],
     steps: list[Move],
@@ -191,7 +197,7 @@ def test_a_snapshot_sees_the_history(
     async def main() -> None:
         config = TxnConfig(scan_page=page, batch_get_keys=2)
         async with FakeCluster([b"b", b"c"], codec=TxnV1Codec()) as cluster, open_cluster(cluster, config) as store:
-            history = History(left)
+            history = History({*KEYS} - absent, left)
             history.fill(new_ledger(cluster))
             client = Reads(store, LockResolver(store))
             for rpc, move in under_way:
