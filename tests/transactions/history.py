@@ -79,12 +79,24 @@ class Txn:
     @property
     def writes(self) -> dict[bytes, bytes | None]:
         """What it leaves behind."""
-        return {step.key: step.value for step in self.steps if isinstance(step, Write)}
+        checked = self._checked
+        return {step.key: step.value for step in self.steps if isinstance(step, Write) and step.key not in checked}
 
     @property
     def touched(self) -> set[bytes]:
         """The keys on which it conflicts."""
-        return {step.key for step in self.steps if not isinstance(step, Read)}
+        return {step.key for step in self.steps if not isinstance(step, Read)} - self._checked
+
+    @property
+    def _checked(self) -> set[bytes]:
+        """The keys that it inserted and deleted again: stores check that they did not exist, and that is all."""
+        first: dict[bytes, bool] = {}
+        last: dict[bytes, bytes | None] = {}
+        for step in self.steps:
+            if isinstance(step, Write):
+                first.setdefault(step.key, step.is_insert)
+                last[step.key] = step.value
+        return {key for key, is_insert in first.items() if is_insert and last[key] is None}
 
 
 class Kind(enum.Enum):
@@ -167,7 +179,7 @@ class _Claims:
                 place = step.key, step.value
                 if claims.writers.get(place, claims.passing.get(place, txn)) is not txn:
                     raise ValueError(f"two transactions write {step.value!r} to {step.key!r}")
-                (claims.writers if stays[step.key] == step.value else claims.passing)[place] = txn
+                (claims.writers if stays.get(step.key) == step.value else claims.passing)[place] = txn
         for txn in txns:
             for read in external_reads(txn):
                 writer = claims.writers.get((read.key, read.value)) if read.value is not None else None

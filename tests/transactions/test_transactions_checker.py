@@ -231,6 +231,14 @@ def test_an_insert_over_a_value_is_found() -> None:
     ]
 
 
+def test_what_is_inserted_and_deleted_again_is_only_checked() -> None:
+    steps = (Write(b"x", b"x2", is_insert=True), Read(b"x", b"x2"), Write(b"x", None))
+    writer = wrote("writer", 4, 5, Write(b"x", b"x3"))
+
+    assert check([wrote("txn", 3, 6, *steps), writer, read("reader", 7, x=b"x3")]) == []
+    assert check([FIRST, wrote("txn", 3, 4, *steps)]) == [Anomaly(Kind.INSERTED_TWICE, "txn", "first", b"x")]
+
+
 def at(txn: Txn, began: float, committing: float, done: float) -> Txn:
     return attrs.evolve(txn, began=began, started=began + 1, committing=committing, ended=done)
 
