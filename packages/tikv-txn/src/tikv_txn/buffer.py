@@ -192,12 +192,15 @@ class Buffer:
             for key, entry in inner.before.items():
                 self._restore(key, entry)
 
-    def written(self, key_range: KeyRange, *, reverse: bool) -> Entry | None:
+    def written(self, start: bytes, end: bytes, *, reverse: bool) -> Entry | None:
         """Return the first entry of a range that is written; with `reverse` the last one."""
-        start = self._entries.bisect_left(key_range.start)
-        end = self._entries.bisect_left(key_range.end) if key_range.end else len(self._entries)
-        values = self._entries.values()
-        for index in range(end - 1, start - 1, -1) if reverse else range(start, end):
+        entries = self._entries
+        if not entries:
+            return None
+        first = entries.bisect_left(start)
+        after = entries.bisect_left(end) if end else len(entries)
+        values = entries.values()
+        for index in range(after - 1, first - 1, -1) if reverse else range(first, after):
             if values[index].is_written:
                 return values[index]
         return None
@@ -258,7 +261,9 @@ class Merge:
     def __init__(self, buffer: Buffer, key_range: KeyRange, *, reverse: bool) -> None:
         self._buffer = buffer
         self._reverse = reverse
-        self._rest: KeyRange | None = key_range
+        # What is ahead: taken apart, as it changes with each pair.
+        self._start, self._end = key_range.start, key_range.end
+        self._is_through = False
         self._pairs: Iterator[tuple[bytes, bytes]] = iter(())
         self._pair: tuple[bytes, bytes] | None = None
         self._is_last = False
@@ -266,12 +271,12 @@ class Merge:
     @property
     def is_hungry(self) -> bool:
         """Whether the next page of the snapshot is needed before `take` can tell what is next."""
-        return self._pair is None and not self._is_last and self._rest is not None
+        return self._pair is None and not self._is_last and not self._is_through
 
     @property
     def rest(self) -> KeyRange | None:
         """The keys that are still ahead; None when there can be none."""
-        return self._rest
+        return None if self._is_through else KeyRange(self._start, self._end)
 
     def feed(self, pairs: Iterable[tuple[bytes, bytes]], *, is_last: bool) -> None:
         """Take the next page of the snapshot; to be called only when it is hungry."""
@@ -281,8 +286,8 @@ class Merge:
 
     def take(self) -> tuple[bytes, bytes] | None:
         """Return the next pair; None when the range is through, or `is_hungry`."""
-        while self._rest is not None and not self.is_hungry:
-            entry = self._buffer.written(self._rest, reverse=self._reverse)
+        while not self._is_through and (self._pair is not None or self._is_last):
+            entry = self._buffer.written(self._start, self._end, reverse=self._reverse)
             pair = self._pair
             if entry is None and pair is None:
                 return None
@@ -300,11 +305,11 @@ class Merge:
 
     def _advance(self, key: bytes) -> None:
         """Go past a key."""
-        assert self._rest is not None
-        if not self._reverse:
-            self._rest = KeyRange(key + b"\0", self._rest.end)
-        else:
+        if self._reverse:
+            self._end = key
             # As the end of a range, the empty key would stand for no end.
-            self._rest = KeyRange(self._rest.start, key) if key else None
+            self._is_through = not key
+        else:
+            self._start = key + b"\0"
         if self._pair is not None and not self._is_before(key, self._pair[0]):
             self._pair = next(self._pairs, None)
