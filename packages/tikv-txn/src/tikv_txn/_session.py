@@ -45,4 +45,7 @@ class TxnSession(Session[Opened]):
         cluster = await connect(stack, self.endpoint, b"x", config.pd, config.region, config.rpc)
         store = TxnStore(cluster.rpc, cluster.pd, cluster.codec, config)
         resolver = LockResolver(store)
-        return Opened(store, Reads(store, resolver), Committer(store, resolver))
+        committer = Committer(store, resolver)
+        # The first to run when the client is closed: locks left behind would be in the way of others.
+        stack.push_async_callback(committer.finish)
+        return Opened(store, Reads(store, resolver), committer)

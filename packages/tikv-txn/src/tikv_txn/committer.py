@@ -5,15 +5,15 @@ Source: client-go txnkv/transaction, 2pc.go, prewrite.go, commit.go and cleanup.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import attrs
-from tikv_pd import TikvError, Timestamp, UndeterminedError
+from tikv_pd import Timestamp, UndeterminedError
 from tikv_pd.backoff import COMMIT_TS_LAG
 from tikv_pd.timestamp import LOGICAL_BITS
 from tikv_rpc import Call, Collect, GroupedWork, KeyWork, Plan, ResolveLocks
 
+from tikv_txn._background import Background
 from tikv_txn._commit_answers import CommitAnswers, Committing, PrewriteAnswers, Prewriting, RollingBack
 from tikv_txn._commit_requests import (
     CommitOrder,
@@ -36,6 +36,8 @@ _SECONDARIES_SECONDS: Final = 41.0
 """Time to commit in the background what the caller does not wait for. Source: client-go CommitSecondaryMaxBackoff."""
 _CLEAN_UP_SECONDS: Final = 20.0
 """Time to roll back what a failed commit has locked. Source: client-go cleanupMaxBackoff."""
+FAREWELL: Final = 2.0
+"""Seconds for which closing a client waits for work in the background."""
 _MAX_AGE: Final = 86_400.0
 """Seconds after which a transaction may not commit. Source: client-go MaxTxnTimeUse."""
 
@@ -50,7 +52,8 @@ class Committer:
 
     def __init__(self, store: TxnStore, resolver: LockResolver) -> None:
         self._store = store
-        self._plan: Plan[CommitOrder, int] = store.operation(_Commits(store, resolver))
+        self._background = Background(store.rpc)
+        self._plan: Plan[CommitOrder, int] = store.operation(_Commits(store, resolver, self._background))
 
     async def commit(
         self, mutations: Mutations, start_ts: int, options: TransactionOptions, call: Call, *, began: float
@@ -81,6 +84,17 @@ class Committer:
         order = CommitOrder(mutations, start_ts, self._store.rpc.now() - began, options)
         return await self._plan.execute(order, call)
 
+    async def finish(self, seconds: float = FAREWELL) -> None:
+        """Wait until the locks of commits that have ended for their callers are gone, but not for long.
+
+        For the moment before a client is closed: locks that it left behind would be in the way of others until they
+        expire. Those of an async commit are, although it is committed.
+
+        Args:
+            seconds: At most.
+        """
+        await self._background.finish(seconds)
+
 
 @attrs.frozen
 class _Commits:
@@ -88,16 +102,19 @@ class _Commits:
 
     store: TxnStore
     resolver: LockResolver
+    background: Background
 
     async def execute(self, work: CommitOrder, call: Call) -> int:
         """Commit."""
-        return await _Commit(self.store, self.resolver, work, call).run()
+        return await _Commit(self.store, self.resolver, self.background, work, call).run()
 
 
 class _Commit:
     """One commit under way."""
 
-    def __init__(self, store: TxnStore, resolver: LockResolver, order: CommitOrder, call: Call) -> None:
+    def __init__(
+        self, store: TxnStore, resolver: LockResolver, background: Background, order: CommitOrder, call: Call
+    ) -> None:
         mutations, options, config = order.mutations, order.options, store.config
         self._order = order
         self._requests = CommitRequests(order, store.codec, mutations.lock_ttl(order.elapsed, config))
@@ -111,6 +128,7 @@ class _Commit:
             async_commit=options.async_commit and has_locks and mutations.may_commit_async(config),
         )
         self._resolver = resolver
+        self._background = background
         self._store = store
         self._call = call
         self._is_slow = mutations.size > config.heartbeat_bytes
@@ -131,7 +149,7 @@ class _Commit:
             if not state.commit_ts:
                 await self._commit_primary(call)
             elif not state.one_pc:
-                self._commit_in_background()
+                self._background.start(self._commit_pieces, None)
         except BaseException as error:
             outcome = state.outcome
             self._wind_up(outcome)
@@ -215,17 +233,14 @@ class _Commit:
         plan = Committing(ResolveLocks(store.regions, answers), state)
         await store.fan_out_by(plan, 1).execute(first, call)
         if first.rest:
-            self._in_background(self._commit_pieces, first.rest)
+            self._background.start(self._commit_pieces, first.rest)
 
     def _wind_up(self, outcome: Outcome) -> None:
         """Leave nothing behind of a commit that ends before its time, as far as that is right."""
         if outcome is Outcome.COMMITTED and not self._state.one_pc:
-            self._commit_in_background()
+            self._background.start(self._commit_pieces, None)
         elif self._state.to_clean_up:
-            self._in_background(self._clean_up, self._state.to_clean_up)
-
-    def _commit_in_background(self) -> None:
-        self._in_background(self._commit_pieces, None)
+            self._background.start(self._clean_up, self._state.to_clean_up)
 
     async def _commit_pieces(self, pieces: Pieces | None) -> None:
         """Commit what is left of a transaction that is committed: some pieces, or everything."""
@@ -249,19 +264,6 @@ class _Commit:
 
     def _commit_work(self) -> KeyWork[Any]:
         return commit_work(self._requests, self._store.config.commit_batch_bytes)
-
-    def _in_background(self, function: Callable[[Any], Awaitable[None]], argument: object) -> None:
-        """Do something that nobody waits for; if the client is closed first, readers have to do it."""
-
-        async def run() -> None:
-            try:
-                await function(argument)
-            except TikvError:
-                # Readers do it.
-                return
-
-        if not self._store.rpc.closed:
-            self._store.rpc.tasks.start_soon(run)
 
     def _check_age(self, ts: int) -> None:
         start_ts = self._order.start_ts

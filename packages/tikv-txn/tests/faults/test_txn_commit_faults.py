@@ -495,6 +495,36 @@ async def test_closing_the_client_ends_a_commit(
     assert (txn.state is TransactionState.UNDETERMINED) is (error is UndeterminedError)
 
 
+@pytest.mark.parametrize("options", [TWO_PHASES, ASYNC])
+async def test_closing_the_client_waits_until_the_locks_of_its_commits_are_gone(
+    cluster: FakeCluster, mvcc: FakeMvcc, options: TransactionOptions
+) -> None:
+    cluster.store(1).delay_next(Tikv.KvCommit, 0.5, times=10)
+
+    async with TransactionClient(cluster.url, transport=cluster.transport) as client, client.begin(options) as txn:
+        txn.put_many({b"a": b"v", b"h": b"v", b"q": b"v"})
+
+    assert not mvcc.locks
+
+
+@pytest.mark.parametrize("options", [TWO_PHASES, ASYNC])
+async def test_closing_the_client_does_not_wait_for_long(
+    cluster: FakeCluster, mvcc: FakeMvcc, options: TransactionOptions
+) -> None:
+    async def hang_but_for_the_primary_key(request: Any, serve: Any) -> Any:
+        return await (serve() if b"a" in request.keys else anyio.sleep_forever())
+
+    cluster.store(1).script(Tikv.KvCommit, hang_but_for_the_primary_key, times=100)
+
+    async with TransactionClient(cluster.url, transport=cluster.transport) as client:
+        async with client.begin(options) as txn:
+            txn.put_many({b"a": b"v", b"h": b"v", b"q": b"v"})
+        began = anyio.current_time()
+
+    assert 1.9 < anyio.current_time() - began < 2.1
+    assert sorted(mvcc.locks) == [b"h", b"q"]
+
+
 async def test_a_client_that_is_closed_right_after_a_commit_leaves_the_rest_to_readers(
     cluster: FakeCluster, client: Client, mvcc: FakeMvcc
 ) -> None:
