@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import attrs
+from tikv_txn.versioned import Versioned as Versioned
 
 _ENTRY_BYTES: Final = 200
 """Bytes an entry takes besides its key and value, about."""
-
-
-@attrs.frozen(slots=True)
-class Versioned:
-    """A value, and when it was written."""
-
-    value: bytes
-    """The value."""
-    commit_ts: int
-    """Commit timestamp of the transaction that wrote it, composed."""
 
 
 class ReadCache:

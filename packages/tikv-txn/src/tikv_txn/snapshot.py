@@ -15,11 +15,12 @@ from tikv_rpc.frontend.paging import Page
 from tikv_rpc.frontend.sizes import PairSizes
 
 from tikv_txn._locked_reads import GetLocks, LockedReads, lacks_commit_ts
-from tikv_txn._read_cache import ReadCache, Versioned as Versioned
+from tikv_txn._read_cache import ReadCache
 from tikv_txn._safe_point import SafePoint
 from tikv_txn._store import TxnStore
 from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.scan import ReadPage, Scan, ScanOrder
+from tikv_txn.versioned import Versioned
 
 Start: TypeAlias = Callable[[TxnStore, Call], Awaitable[int]]
 """Returns the timestamp a snapshot reads at."""

@@ -17,7 +17,8 @@ from tikv_rpc.testing import FakeCluster
 from tikv_txn._store import TxnStore
 from tikv_txn.errors import KeyLocked, SnapshotTooOld, TransactionRefused, WriteConflict
 from tikv_txn.lock_resolver import LockResolver
-from tikv_txn.snapshot import Reads, Snapshot, Start, Versioned, fresh, granted, stale
+from tikv_txn.snapshot import Reads, Snapshot, Start, fresh, granted, stale
+from tikv_txn.versioned import Versioned
 
 NOW_MS = 1_000_000
 NOW = Timestamp(NOW_MS, 0).ts

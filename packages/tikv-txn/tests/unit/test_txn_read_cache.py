@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hypothesis import given, strategies as st
-from tikv_txn._read_cache import ReadCache, Versioned
+from tikv_txn._read_cache import ReadCache
+from tikv_txn.versioned import Versioned
 
 
 def test_what_was_read_is_known() -> None:
