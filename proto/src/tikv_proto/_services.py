@@ -48,17 +48,27 @@ class Rpc(Generic[Req, Resp]):
 
 
 class Service:
-    """The RPCs of one service as attributes, by method name."""
+    """The RPCs of one service as attributes, by method name; each is made when first asked for."""
 
     def __init__(self, descriptor: ServiceDescriptor) -> None:
-        for method in descriptor.methods:
-            setattr(self, method.name, _rpc(method))
+        self._methods = descriptor.methods_by_name
+
+    def __getattr__(self, name: str) -> Rpc[Message, Message]:
+        # Only the first time: from then on it is found before this is called.
+        if name not in self._methods:
+            raise AttributeError(f"no RPC is called {name}", name=name, obj=self)
+        # One object, also when two threads ask at once.
+        return vars(self).setdefault(name, _rpc(self._methods[name]))  # type: ignore[no-any-return]
+
+    def __dir__(self) -> list[str]:
+        return list(self._methods)
 
 
 def all_rpcs() -> Iterator[Rpc[Message, Message]]:
     """Yield every RPC of every service, in order of declaration."""
     for service in SERVICES.values():
-        yield from vars(service).values()
+        for method in vars(service)["_methods"]:
+            yield getattr(service, method)
 
 
 def _by_path(path: str) -> Rpc[Message, Message]:

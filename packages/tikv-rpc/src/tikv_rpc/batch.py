@@ -16,6 +16,7 @@ deadline. So the memory for requests is bounded by how many calls a program make
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import sys
@@ -50,7 +51,6 @@ _SCAN_PAUSE: Final = 2e-6
 """Seconds for each call in flight until the deadlines are looked through again: that takes a few percent of them."""
 _DOWN_FOR: Final = 1.0
 """Seconds for which other connections are preferred to one that could not be made."""
-_BY_FIELD: Final = {rpc.batch_field: rpc for rpc in services.all_rpcs() if rpc.batch_field is not None}
 _RNG: Final = random.Random()
 
 
@@ -263,7 +263,7 @@ class BatchClient:
         """Send a request without a stream. When the connection is lost, the store may have learned of streams."""
         assert self._unary is not None
         try:
-            return await self._unary(_BY_FIELD[batch_field], request, deadline)
+            return await self._unary(_rpc_of(batch_field), request, deadline)
         except RpcError as error:
             if error.code == "UNAVAILABLE" and self._detour == self._one_by_one:
                 self._detour = None
@@ -430,6 +430,11 @@ class BatchClient:
             entries += queue.values()
             queue.clear()
         return entries
+
+
+@functools.cache
+def _rpc_of(batch_field: str) -> services.Rpc[Any, Any]:
+    return next(rpc for rpc in services.all_rpcs() if rpc.batch_field == batch_field)
 
 
 def _fail(entry: _Entry, error: RpcError, *, sent: bool) -> None:

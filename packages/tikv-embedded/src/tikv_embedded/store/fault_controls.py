@@ -18,9 +18,9 @@ from tikv_embedded.store.calls import EMPTY, HEALTH_CALLS, OPENING, ReceivedCall
 from tikv_embedded.store.faults import CallWatch, Effect, Selection, StoreFault
 from tikv_embedded.store.health_feedback import HEALTHY
 from tikv_embedded.store.region_errors import REGION_ERRORS, region_error
-from tikv_embedded.store.service import TikvService
+from tikv_embedded.store.service import UNARY, TikvService
 
-_UNARY = {rpc.name: rpc for rpc in vars(Tikv).values() if not (rpc.client_streaming or rpc.server_streaming)}
+_UNARY = {rpc.name: rpc for rpc in UNARY}
 _REQUESTS = frozenset((*_UNARY, EMPTY))
 _NAMES = _REQUESTS | HEALTH_CALLS | {OPENING}
 _ABLE_TO_ERR = frozenset(

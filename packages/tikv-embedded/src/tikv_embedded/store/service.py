@@ -15,7 +15,7 @@ import attrs
 import grpc
 import grpc.aio
 from tikv_proto import errorpb, kvrpcpb, tikvpb
-from tikv_proto.services import Rpc, Tikv
+from tikv_proto.services import Rpc, Tikv, all_rpcs
 
 from tikv_embedded import memcomparable
 from tikv_embedded.engine import Engine
@@ -37,6 +37,12 @@ from tikv_embedded.store.safe_ts import SafeTs
 from tikv_embedded.store.txn_requests import TXN_RULES, TxnRule, TxnStore
 from tikv_embedded.topology import Topology
 
+UNARY = tuple(
+    rpc
+    for rpc in all_rpcs()
+    if rpc.path.startswith("/tikvpb.Tikv/") and not (rpc.client_streaming or rpc.server_streaming)
+)
+"""The unary RPCs of the Tikv service."""
 FORWARDED_HOST = "tikv-forwarded-host"
 """Request metadata: the address of the store to which this one shall pass the call on."""
 
@@ -102,9 +108,8 @@ class TikvService:
             Tikv.GetHealthFeedback: TikvService._get_health_feedback,
             Tikv.UnsafeDestroyRange: TikvService._unsafe_destroy_range,
         }
-        rpcs = [rpc for rpc in vars(Tikv).values() if not (rpc.client_streaming or rpc.server_streaming)]
         return [
-            *(self._handler(rpc, served.get(rpc) or _answer_of(rpc)) for rpc in rpcs),
+            *(self._handler(rpc, served.get(rpc) or _answer_of(rpc)) for rpc in UNARY),
             stream(Tikv.BatchCommands, self._batch_commands),
             (CHECK, grpc.unary_unary_rpc_method_handler(self._check)),
             (WATCH, grpc.unary_stream_rpc_method_handler(self._watch)),
