@@ -140,8 +140,12 @@ def pair_windows(pairs: Any, ttl: int, span: Span, limits: Limits) -> Iterator[W
                 break
         if is_more and not is_checked:
             is_checked = True
-            for pair in as_pair_items(pairs):
-                _checked(pair, limits)
+            for item in as_pair_items(pairs):
+                if type(item) is tuple and len(item) == 2:
+                    key, value = item
+                    if type(key) is bytes and type(value) is bytes and len(key) <= max_key and len(value) <= max_value:
+                        continue
+                _checked(item, limits)
         if values:
             keys = list(values)
             yield Window(keys, list(values.values()), [ttls.get(key, ttl) for key in keys] if ttls else ttl, taken)

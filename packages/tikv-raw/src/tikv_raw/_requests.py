@@ -6,7 +6,7 @@ Keys are encoded here and nowhere else; the default column family has no name on
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from operator import xor
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from tikv_proto import kvrpcpb, services
 from tikv_region import KeyCodec, KeyRange, Redaction, redact
 from tikv_rpc import Edge, Effect, KeyWork, RangeWork, Request
 from tikv_rpc.frontend.paging import Page
-from tikv_rpc.request import field
+from tikv_rpc.request import field, head
 
 from tikv_raw.config import RawConfig
 from tikv_raw.errors import RawError
@@ -117,13 +117,14 @@ class RawRequests:
         encode = self.codec.encode_key
 
         def build(part: Sequence[int]) -> Request[kvrpcpb.RawBatchPutResponse]:
-            message = kvrpcpb.RawBatchPutRequest(
-                pairs=[kvrpcpb.KvPair(key=encode(keys[position]), value=values[position]) for position in part],
-                ttls=_part_of(ttls, part),
-                cf=cf,
-                for_cas=self.atomic,
-            )
-            return Request(services.Tikv.RawBatchPut, message, Effect.WRITE)
+            pieces = []
+            for position in part:
+                key, value = encode(keys[position]), values[position]
+                before_key, before_value = _pair_heads(len(key), len(value))
+                pieces += (before_key, key, before_value, value)
+            options = kvrpcpb.RawBatchPutRequest(ttls=_part_of(ttls, part), cf=cf, for_cas=self.atomic)
+            pieces.append(options.SerializeToString())
+            return Request(services.Tikv.RawBatchPut, b"".join(pieces), Effect.WRITE)
 
         def size(position: int) -> int:
             return len(keys[position]) + len(values[position]) + _PAIR_OVERHEAD
@@ -244,9 +245,11 @@ class RawRequests:
         self, covered: KeyRange, response: kvrpcpb.RawScanResponse, asked: KeyRange, limit: int, *, reverse: bool
     ) -> Page:
         """Return a page of a scan: what the Region at the edge of `asked` holds, up to `limit` pairs."""
-        pairs = self.pairs("scan", response.kvs)
-        last = pairs[-1][0] if len(pairs) >= limit else None
-        return Page(pairs, rest_of_scan(asked, covered, last, reverse=reverse))
+        pairs = response.kvs
+        is_full = len(pairs) >= limit and not pairs[-1].HasField("error")
+        last = self.codec.decode_key(pairs[-1].key) if is_full else None
+        rest = rest_of_scan(asked, covered, last, reverse=reverse)
+        return Page(len(pairs), rest, partial(self.pairs, "scan", pairs))
 
 
 @attrs.frozen
@@ -291,8 +294,8 @@ def _part_of(ttls: Sequence[int] | int, part: Sequence[int]) -> list[int]:
     return own
 
 
-# What nearly all requests for one key have in common is serialized once; keys and values are joined in front of it. A
-# message would take three times as long.
+# What nearly all requests have in common is serialized once, or once for each; keys and values are joined in front of
+# it. Messages that hold them would take three times as long.
 
 
 @lru_cache(maxsize=16)
@@ -303,6 +306,13 @@ def _get_options(cf: str) -> bytes:
 @lru_cache(maxsize=1024)
 def _put_options(cf: str, ttl: int, for_cas: bool) -> bytes:  # called once, in the order of the fields
     return kvrpcpb.RawPutRequest(ttl=ttl, cf=cf, for_cas=for_cas).SerializeToString()
+
+
+@lru_cache(maxsize=4096)
+def _pair_heads(key_size: int, value_size: int) -> tuple[bytes, bytes]:
+    """Return what stands before the key and before the value of a pair in RawBatchPutRequest.pairs."""
+    before_key, before_value = head(2, key_size), head(3, value_size)
+    return head(2, len(before_key) + key_size + len(before_value) + value_size) + before_key, before_value
 
 
 class _Refusable(Protocol):

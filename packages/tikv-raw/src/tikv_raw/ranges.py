@@ -230,7 +230,7 @@ class RangeOperations(BatchOperations):
         count, size = 0, self._session.config.scan_page
         while rest is not None and not rest.is_empty:
             page = await self._page(opened, rest, size, cf_on_wire, call, reverse=False, key_only=True)
-            count += len(page.pairs)
+            count += len(page.pairs())
             rest = page.rest
         return count
 

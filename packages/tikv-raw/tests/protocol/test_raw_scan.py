@@ -66,6 +66,33 @@ async def test_one_page_is_fetched_ahead_and_no_more(cluster: FakeCluster, clien
     assert pages(cluster) == [(b"", 3), (b"02\0", 3), (b"05", 3), (b"07\0", 3)]
 
 
+async def test_the_next_page_is_asked_for_before_the_pairs_at_hand_are_consumed(client: RawClient) -> None:
+    async for _ in client.scan():
+        # Whoever consumes what is at hand lets no other task run.
+        assert sum(store.batch.requests for store in client.stats().stores.values()) == 2
+        break
+
+
+@pytest.mark.parametrize("turns", range(30))
+async def test_a_scan_cancelled_at_any_moment_of_a_turn_of_pages_goes_on_with_the_next_pair(
+    client: RawClient, turns: int
+) -> None:
+    scan = client.scan()
+    found = [await anext(scan) for _ in range(3)]
+
+    async def go_on() -> None:
+        found.append(await anext(scan))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(go_on)
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    found += await collect(scan)
+
+    assert found == list(PAIRS.items())
+
+
 async def test_a_scan_goes_on_at_the_border_of_a_region(cluster: FakeCluster, client: RawClient) -> None:
     assert await collect(client.scan()) == list(PAIRS.items())
     forward = [start for start, _ in pages(cluster)]

@@ -229,7 +229,7 @@ class _Run(Generic[Part, Resp]):
         """Work everything off."""
         self._pieces.extend((entry, part, None) for entry, part in await self._work.begin(self._cache, call))
         while len(self._pieces) == 1 or (self._pieces and self._concurrency == 1):
-            await self._take(call)
+            await self._take(self._pieces.popleft(), call)
         if self._pieces:
             await self._branch_out(call)
 
@@ -241,7 +241,7 @@ class _Run(Generic[Part, Resp]):
 
         def recruit() -> None:
             nonlocal running
-            for _ in range(min(self._concurrency - running, len(self._pieces))):
+            if self._pieces and running < self._concurrency:
                 running += 1
                 branches.append(call.fork())
                 tasks.start_soon(work_off, branches[-1])
@@ -250,9 +250,10 @@ class _Run(Generic[Part, Resp]):
             nonlocal running
             try:
                 while self._pieces and not failures:
-                    await self._take(branch)
-                    # A piece may have become many, and some tasks may have ended for want of work.
+                    piece = self._pieces.popleft()
+                    # One task starts the next, so that the first requests are on their way while others are made.
                     recruit()
+                    await self._take(piece, branch)
             except Exception as error:
                 failures.append(error)
                 # At the deadline the others end by themselves, and know better whether what they wrote was sent.
@@ -267,9 +268,9 @@ class _Run(Generic[Part, Resp]):
         if failures:
             raise failures[0]
 
-    async def _take(self, call: Call) -> None:
+    async def _take(self, piece: tuple[RegionEntry, Part, Call | None], call: Call) -> None:
         """Work one piece off, or put others in its place."""
-        entry, part, inherited = self._pieces.popleft()
+        entry, part, inherited = piece
         if self._failures is None:
             await self._work_off(entry, part, call)
             return

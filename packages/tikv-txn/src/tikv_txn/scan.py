@@ -89,13 +89,13 @@ class ReadPage:
         rest = rest_of_scan(work.key_range, covered, last, reverse=self.order.reverse)
         pairs = list(zip(keys, values, strict=True))
         if not locks:
-            return Page([(key, value) for key, value in pairs if value is not None], rest)
+            return Page.of([(key, value) for key, value in pairs if value is not None], rest)
         await self.reads.get_past(locks, call)
         locked = [key for key, value in pairs if value is None]
         found = await self.reads.batch_get(locked, call, as_operation=False)
         unlocked = {key: b"" if self.order.key_only else entry.value for key, entry in found.items()}
         filled = ((key, unlocked.get(key) if value is None else value) for key, value in pairs)
-        return Page([(key, value) for key, value in filled if value is not None], rest)
+        return Page.of([(key, value) for key, value in filled if value is not None], rest)
 
     def _request(self, part: KeyRange) -> Request[kvrpcpb.ScanResponse]:
         order = self.order

@@ -1,27 +1,42 @@
-"""Scans as lazy iterators: one page at hand, the next one on its way."""
+"""Scans as lazy iterators: one page at hand, the next one on its way.
+
+A page is asked for before the one before it is read: whoever consumes pairs that are at hand lets no other task run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import anyio
+import anyio.lowlevel
 import attrs
-from tikv_pd import ClosedError
+from tikv_pd import ClosedError, TikvError
 from tikv_region import KeyRange
 
 from tikv_rpc.client import RpcClient
+
+_TURNS_TO_SEND: Final = 3
+"""Turns of the event loop until a request is on its way: the task that makes it has run after one, and the one that
+writes it after another; loops that take tasks in any order need one more."""
 
 
 @attrs.frozen
 class Page:
     """A stretch of a scan."""
 
-    pairs: list[tuple[bytes, bytes]]
-    """Its pairs, in the order of the scan."""
+    count: int
+    """How many pairs it has."""
     rest: KeyRange | None
     """What remains of the range after it; None when nothing does."""
+    pairs: Callable[[], list[tuple[bytes, bytes]]]
+    """Returns its pairs, in the order of the scan; raises what the store refused in place of one."""
+
+    @classmethod
+    def of(cls, pairs: list[tuple[bytes, bytes]], rest: KeyRange | None) -> Self:
+        """Return the page that has these pairs."""
+        return cls(len(pairs), rest, lambda: pairs)
 
 
 Fetch: TypeAlias = Callable[[KeyRange, int], Awaitable[Page]]
@@ -79,6 +94,8 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
         self._left = limit
         self._page_pairs = page_pairs
         self._pairs: Iterator[tuple[bytes, bytes]] = iter(())
+        # A page at hand, and what was to be scanned before it.
+        self._unread: tuple[Page, KeyRange | None, int | None] | None = None
         self._ahead: _Ahead | None = None
         self._turning = anyio.Lock(fast_acquire=True)
 
@@ -104,9 +121,8 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
         """End the scan: nothing is fetched any more, iterating ends, also for a task that waits for a pair now."""
         self._rest = None
         self._pairs = iter(())
-        if self._ahead is not None:
-            self._ahead.scope.cancel()
-            self._ahead = None
+        self._unread = None
+        self._stop_ahead()
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,14 +134,32 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
 
     async def _turn_page(self) -> None:
         """Make the next page the one at hand, and have the one after it fetched."""
-        page = await self._next_page()
-        self._rest = page.rest
-        if self._left is not None:
-            self._left -= len(page.pairs)
-        self._pairs = iter(page.pairs)
-        if self._rest is not None and self._left != 0:
-            self._ahead = _Ahead()
-            self._rpc.tasks.start_soon(self._ahead.run, self._fetcher(self._rest))
+        if self._unread is None:
+            page = await self._next_page()
+            self._unread = page, self._rest, self._left
+            self._rest = page.rest
+            if self._left is not None:
+                self._left -= page.count
+            if self._rest is not None and self._left != 0:
+                self._ahead = _Ahead()
+                self._rpc.tasks.start_soon(self._ahead.run, self._fetcher(self._rest))
+                for _ in range(_TURNS_TO_SEND):
+                    await anyio.lowlevel.checkpoint()
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return  # It was closed meanwhile.
+        page, rest, left = unread
+        try:
+            self._pairs = iter(page.pairs())
+        except TikvError:
+            self._rest, self._left = rest, left
+            self._stop_ahead()
+            raise
+
+    def _stop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.scope.cancel()
+            self._ahead = None
 
     async def _next_page(self) -> Page:
         """Return the page fetched ahead, or fetch it; one that failed is fetched again when asked for again."""
