@@ -117,7 +117,7 @@ class RawRequests:
         encode = self.codec.encode_key
 
         def build(part: Sequence[int]) -> Request[kvrpcpb.RawBatchPutResponse]:
-            pieces = []
+            pieces: list[bytes] = []
             for position in part:
                 key, value = encode(keys[position]), values[position]
                 before_key, before_value = _pair_heads(len(key), len(value))

@@ -135,16 +135,7 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
     async def _turn_page(self) -> None:
         """Make the next page the one at hand, and have the one after it fetched."""
         if self._unread is None:
-            page = await self._next_page()
-            self._unread = page, self._rest, self._left
-            self._rest = page.rest
-            if self._left is not None:
-                self._left -= page.count
-            if self._rest is not None and self._left != 0:
-                self._ahead = _Ahead()
-                self._rpc.tasks.start_soon(self._ahead.run, self._fetcher(self._rest))
-                for _ in range(_TURNS_TO_SEND):
-                    await anyio.lowlevel.checkpoint()
+            await self._move_on()
         unread, self._unread = self._unread, None
         if unread is None:
             return  # It was closed meanwhile.
@@ -155,6 +146,19 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
             self._rest, self._left = rest, left
             self._stop_ahead()
             raise
+
+    async def _move_on(self) -> None:
+        """Take the next page, to be read later, and have the one after it fetched."""
+        page = await self._next_page()
+        self._unread = page, self._rest, self._left
+        self._rest = page.rest
+        if self._left is not None:
+            self._left -= page.count
+        if self._rest is not None and self._left != 0:
+            self._ahead = _Ahead()
+            self._rpc.tasks.start_soon(self._ahead.run, self._fetcher(self._rest))
+            for _ in range(_TURNS_TO_SEND):
+                await anyio.lowlevel.checkpoint()
 
     def _stop_ahead(self) -> None:
         if self._ahead is not None:
