@@ -200,3 +200,9 @@ class BackgroundTasks:
             if error in failures.exceptions:
                 return False
             raise failures.exceptions[0] from None
+        except BaseException as raised:
+            # Raised anew, it could become its own context: an AsyncExitStack that is left while another exception is
+            # handled, as by a client that closes after it was cancelled, mends contexts so; anyio follows them forever.
+            if raised is error:
+                return False
+            raise

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -65,3 +66,30 @@ async def test_after_a_cancelled_block_the_task_can_wait_again() -> None:
 
     with anyio.fail_after(1):
         await anyio.sleep(0.01)
+
+
+async def test_a_cancellation_that_ends_several_on_one_stack_is_not_its_own_context() -> None:
+    cycles: list[bool] = []
+
+    async def close_while_cancelled() -> None:
+        stack = AsyncExitStack()
+        for _ in range(2):
+            tasks = await stack.enter_async_context(BackgroundTasks())
+            tasks.start_soon(anyio.sleep_forever)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            try:
+                await stack.aclose()
+            except BaseException as error:
+                cycles.append(error.__context__ is error)
+                # Else anyio would follow it forever.
+                error.__context__ = None
+                raise
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(close_while_cancelled)
+        await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+
+    assert cycles == [False]
