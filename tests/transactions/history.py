@@ -134,6 +134,12 @@ class Version:
     writer: Txn | None
     """None for what was there before all."""
 
+    def ended_before(self, txn: Txn) -> bool:
+        """Whether a transaction that writes the same key may have replaced it."""
+        if self.writer is None or self.writer.outcome is Outcome.COMMITTED:
+            return self.commit_ts <= txn.start_ts
+        return self.writer.start_ts < txn.start_ts
+
 
 _NOTHING: Final = Version(0, None, None)
 
@@ -165,14 +171,20 @@ class _Claims:
     """Who wrote a value that the same transaction replaced."""
     readers: dict[str, list[Txn]]
     """By writer: who saw one of its values, the earliest start first."""
+    deleters: dict[bytes, list[Txn]]
+    """By key: those of unknown outcome that may have deleted it."""
 
     @classmethod
     def of(cls, txns: list[Txn]) -> _Claims:
-        claims = cls(txns, {txn.name: txn for txn in txns}, {}, {}, defaultdict(list))
+        claims = cls(txns, {txn.name: txn for txn in txns}, {}, {}, defaultdict(list), defaultdict(list))
         if len(claims.by_name) != len(txns):
             raise ValueError("two transactions have the same name")
         for txn in txns:
             stays = txn.writes
+            if txn.outcome is Outcome.UNDETERMINED:
+                for key, value in stays.items():
+                    if value is None:
+                        claims.deleters[key].append(txn)
             for step in txn.steps:
                 if not isinstance(step, Write) or step.value is None:
                     continue
@@ -214,17 +226,18 @@ def _explained(claims: _Claims, seen: dict[str, int]) -> list[Anomaly]:
     """
     world = _World.of(claims, seen)
     best = list(world.anomalies())
-    for txn, read in world.unexplained:
-        for deleter in claims.txns:
+    # Whatever explains the others, the first one has to be explained as well.
+    for txn, read in world.unexplained[:1]:
+        replaced = world.at(read.key, txn.start_ts)
+        for deleter in claims.deleters.get(read.key, ()):
             if (
-                deleter.outcome is Outcome.UNDETERMINED
+                replaced.ended_before(deleter)
                 and deleter is not txn
                 and deleter.start_ts < txn.start_ts < seen.get(deleter.name, math.inf)
-                and deleter.writes.get(read.key, b"") is None
             ):
                 best = min(best, _explained(claims, {**seen, deleter.name: txn.start_ts}), key=len)
-        # Whatever explains the others, this one has to be explained as well.
-        break
+            if not best:
+                break
     return best
 
 

@@ -28,6 +28,8 @@ _OUTCOMES = {
 class Recording:
     """The history of any number of clients in this process."""
 
+    keys: tuple[bytes, ...]
+    """All keys there may be."""
     txns: list[Txn] = attrs.field(factory=list)
     """Those that have ended."""
     _moments: Iterable[int] = attrs.field(factory=lambda: count(1))
@@ -51,7 +53,7 @@ class Recording:
         txn: RecordedTransaction | None = None
         try:
             async with inner:
-                txn = RecordedTransaction(inner, self.now)
+                txn = RecordedTransaction(inner, self.keys, self.now)
                 yield txn
                 txn.committing = self.now()
         finally:
@@ -64,12 +66,14 @@ class RecordedTransaction:
 
     Args:
         inner: What does it; begun.
+        keys: All keys there may be.
         now: Tells the moment.
     """
 
-    def __init__(self, inner: Transaction, now: Callable[[], float]) -> None:
+    def __init__(self, inner: Transaction, keys: tuple[bytes, ...], now: Callable[[], float]) -> None:
         self.inner = inner
         self.committing = float("inf")
+        self.keys = keys
         self._started = now()
         self._steps: list[Step] = []
 
@@ -92,13 +96,13 @@ class RecordedTransaction:
         self._steps += [Read(key, found.get(key)) for key in keys]
         return found
 
-    async def scan(self, keys: Iterable[bytes], *, reverse: bool = False) -> dict[bytes, bytes]:
-        """Scan everything; `keys` are all keys there may be."""
+    async def scan(self, *, reverse: bool = False) -> dict[bytes, bytes]:
+        """Scan everything."""
         found = [pair async for pair in self.inner.scan(reverse=reverse)]
         assert [key for key, _ in found] == sorted({key for key, _ in found}, reverse=reverse), found
         pairs = dict(found)
-        assert pairs.keys() <= set(keys), pairs
-        self._steps += [Read(key, pairs.get(key)) for key in keys]
+        assert pairs.keys() <= set(self.keys), pairs
+        self._steps += [Read(key, pairs.get(key)) for key in self.keys]
         return pairs
 
     def put(self, key: bytes, value: bytes | None = None) -> None:

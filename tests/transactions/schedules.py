@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
@@ -63,11 +64,11 @@ async def _get(txn: RecordedTransaction, key: bytes) -> None:
 
 
 async def _batch_get(txn: RecordedTransaction, key: bytes) -> None:
-    await txn.batch_get([key, KEYS[0], KEYS[-1]])
+    await txn.batch_get(sorted({key, *txn.keys[::3]}))
 
 
 async def _scan(txn: RecordedTransaction, key: bytes) -> None:
-    await txn.scan(KEYS, reverse=key > KEYS[1])
+    await txn.scan(reverse=key > txn.keys[1])
 
 
 def _written(
@@ -79,7 +80,7 @@ def _written(
     return step
 
 
-_STEPS: Final = {
+STEPS: Final[dict[str, Callable[[RecordedTransaction, bytes], Awaitable[None]]]] = {
     "get": _get,
     "batch_get": _batch_get,
     "scan": _scan,
@@ -147,14 +148,15 @@ class Result:
         commit_ts = commits.pop() if commits else txn.commit_ts
         if txn.outcome is Outcome.UNDETERMINED:
             outcome = Outcome.COMMITTED if commit_ts else Outcome.ABORTED
-            return attrs.evolve(txn, outcome=outcome, commit_ts=commit_ts)
+            # It may have happened after its client had given up.
+            return attrs.evolve(txn, outcome=outcome, commit_ts=commit_ts, ended=math.inf)
         assert commit_ts == txn.commit_ts, f"{txn.name} is {txn.outcome.value} at {txn.commit_ts}, not {commit_ts}"
         return txn
 
 
 async def run(schedule: Schedule) -> Result:
     """Run a schedule on trio's virtual clock, and let everything come to its end."""
-    recording = Recording()
+    recording = Recording(KEYS)
     async with VirtualCluster([KEYS[1], KEYS[2]], schedule.faults) as cluster:
         async with anyio.create_task_group() as tasks:
             for number, life in enumerate(schedule.lives):
@@ -166,7 +168,7 @@ async def run(schedule: Schedule) -> Result:
         async with TransactionClient(cluster.url, transport=cluster.transport) as client:
             async with recording.transaction(client) as txn:
                 await txn.batch_get(KEYS)
-                await txn.scan(KEYS)
+                await txn.scan()
             # What others locked and did not change is in the way of writers alone.
             async with recording.transaction(client, MODES["2pc"]) as txn:
                 for key in KEYS:
@@ -192,7 +194,7 @@ async def _perform(client: TransactionClient, recording: Recording, script: Scri
         async with recording.transaction(client, MODES[script.mode]) as txn:
             for step, key in script.steps:
                 await anyio.sleep(script.pause)
-                await _STEPS[step](txn, key)
+                await STEPS[step](txn, key)
             await anyio.sleep(script.pause)
 
 
@@ -227,7 +229,7 @@ _scripts = st.builds(
     client=st.integers(0, CLIENTS - 1),
     mode=st.sampled_from([*sorted(MODES), "causal"]),
     steps=st.lists(
-        st.tuples(st.sampled_from([*_STEPS, "get", "get", "put", "put", "put"]), st.sampled_from(_OFTEN)),
+        st.tuples(st.sampled_from([*STEPS, "get", "get", "put", "put", "put"]), st.sampled_from(_OFTEN)),
         min_size=1,
         max_size=6,
     ).map(tuple),

@@ -1,0 +1,84 @@
+"""What clients read and wrote on the embedded cluster, over real gRPC and while everything goes wrong, is a history
+that snapshot isolation allows.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import suppress
+
+import anyio
+import anyio.lowlevel
+import attrs
+import pytest
+from tikv_embedded import EmbeddedCluster
+from tikv_txn import TransactionClient
+
+from tests.transactions.bank import CONFIG
+from tests.transactions.history import Outcome, check
+from tests.transactions.recording import Recording
+from tests.transactions.schedules import EXPECTED, MODES, STEPS
+from tests.transactions.turmoil import turmoil, unlocked
+
+SECONDS = float(os.environ.get("TRANSACTIONS_SECONDS", "3"))
+KEYS = tuple(b"k%02d" % number for number in range(12))
+CLIENTS, TASKS = 2, 5
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Both sides are grpc.aio's, which knows asyncio alone."""
+    return "asyncio"
+
+
+async def work(client: TransactionClient, recording: Recording, choices: random.Random) -> None:
+    """Do one random transaction after the other."""
+    kinds = [*STEPS, "get", "get", "put", "put", "put"]
+    while True:
+        with suppress(*EXPECTED), anyio.move_on_after(choices.choice([0.02, 10, 10, 10, 10])):
+            async with recording.transaction(client, MODES[choices.choice(list(MODES))]) as txn:
+                for _ in range(choices.randrange(1, 5)):
+                    await STEPS[choices.choice(kinds)](txn, choices.choice(KEYS))
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_clients_see_snapshots_whatever_happens(seed: int) -> None:
+    recording = Recording(KEYS)
+    config = attrs.evolve(CONFIG, timeout=3.0)
+    async with EmbeddedCluster(stores=3) as cluster:
+        async with turmoil(cluster, KEYS, seed):
+            with anyio.move_on_after(SECONDS):
+                async with anyio.create_task_group() as tasks:
+                    for number in range(CLIENTS):
+                        tasks.start_soon(live, cluster, recording, f"{seed}.{number}")
+        async with TransactionClient(cluster.url, config=config) as client:
+            await leave(client, recording)
+            await unlocked(cluster, client)
+
+    outcomes = [txn.outcome for txn in recording.txns]
+    assert outcomes.count(Outcome.COMMITTED) > 10 * SECONDS
+    assert check(recording.txns) == []
+
+
+async def live(cluster: EmbeddedCluster, recording: Recording, seed: str) -> None:
+    """Be a client until cancelled."""
+    async with (
+        TransactionClient(cluster.url, config=attrs.evolve(CONFIG, timeout=3.0)) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        for number in range(TASKS):
+            tasks.start_soon(work, client, recording, random.Random(f"{seed}.{number}"))
+
+
+async def leave(client: TransactionClient, recording: Recording) -> None:
+    """Look at everything, and put every lock away by writing everything."""
+    async with recording.transaction(client) as txn:
+        await txn.scan()
+    async with recording.transaction(client, MODES["2pc"], timeout=20) as txn:
+        for key in KEYS:
+            txn.put(key)
+    async with recording.transaction(client) as txn:
+        await txn.batch_get(KEYS)
