@@ -224,11 +224,8 @@ class TransactionClient:
 
         Cancellation: what is under way is rolled back; a commit under way may or may not take effect.
         """
-        opened = self._opened()
-        seconds = self._session.config.run_timeout if timeout is None else check_timeout(timeout)
-        used = self._options(options)
-        deadline = Deadline("run", seconds, opened.store.rpc.now)
-        return await run(lambda: self._begin(used, None, None, deadline), function, deadline)
+        begin, deadline = self._to_run(options, timeout)
+        return await run(begin, function, deadline)
 
     @overload
     def transactional(self, function: Body[Parameters, Result], /) -> Bound[Parameters, Result]: ...
@@ -291,6 +288,16 @@ class TransactionClient:
 
     def _options(self, options: TransactionOptions | None) -> TransactionOptions:
         return self._session.config.transaction if options is None else check_options(options)
+
+    def _to_run(
+        self, options: TransactionOptions | None, timeout: float | None
+    ) -> tuple[Callable[[], Transaction], Deadline]:
+        """Return what begins the transactions of a run, and when it ends."""
+        opened = self._opened()
+        seconds = self._session.config.run_timeout if timeout is None else check_timeout(timeout)
+        used = self._options(options)
+        deadline = Deadline("run", seconds, opened.store.rpc.now)
+        return lambda: self._begin(used, None, None, deadline), deadline
 
     def _begin(
         self,

@@ -31,6 +31,29 @@ def may_run_again(error: Exception, state: TransactionState) -> bool:
     return isinstance(error, TikvError) and error.retryable and not error.undetermined
 
 
+class Pauses:
+    """The waits of a function between one transaction and the next.
+
+    Args:
+        deadline: No wait lasts beyond it.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._backoffer = Backoffer(deadline, budget=math.inf)
+        self._cause: Exception | None = None
+
+    async def after(self, error: Exception) -> None:
+        """Wait after a transaction that failed.
+
+        Raises:
+            DeadlineExceeded: time ran out; the last failure that is not of that kind is the `__cause__`.
+        """
+        # That time ran out at last says less than what took it.
+        if self._cause is None or not isinstance(error, DeadlineExceeded):
+            self._cause = error
+        await self._backoffer.backoff(RERUN, self._cause)
+
+
 async def run(
     begin: Callable[[], Transaction], function: Callable[[Transaction], Awaitable[Result]], deadline: Deadline
 ) -> Result:
@@ -40,8 +63,7 @@ async def run(
         DeadlineExceeded: `deadline` has passed; the last failure is the `__cause__`.
         TypeError: the function returns nothing to await.
     """
-    waits = Backoffer(deadline, budget=math.inf)
-    cause: Exception | None = None
+    pauses = Pauses(deadline)
     while True:
         transaction = begin()
         try:
@@ -53,9 +75,6 @@ async def run(
         except Exception as error:
             if not may_run_again(error, transaction.state):
                 raise
-            if cause is None or not isinstance(error, DeadlineExceeded):
-                # That time ran out at last says less than what took it.
-                cause = error
-            await waits.backoff(RERUN, cause)
+            await pauses.after(error)
         else:
             return result

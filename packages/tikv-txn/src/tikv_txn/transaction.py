@@ -373,28 +373,11 @@ class Transaction:
         in the background, or by those who meet it.
         Source: client-go KVTxn.Commit.
         """
-        mutations = Mutations(self._active().entries())
-        call = self._call("commit", timeout)
-        self._state = TransactionState.COMMITTING
-        state = TransactionState.UNDETERMINED
-        try:
-            commit_ts = await self._make_happen(mutations, call)
-            state = TransactionState.COMMITTED
-        except UndeterminedError:
-            raise
-        except Exception:
-            state = TransactionState.ROLLED_BACK
-            raise
-        finally:
-            self._state = state
-        self._commit_ts = commit_ts
-        return commit_ts
+        return await self._commit(*self._to_commit(timeout))
 
     async def rollback(self) -> None:
         """Give all writes up. No store knows of them."""
-        if self._state is not TransactionState.NEW:
-            self._active()
-        self._state = TransactionState.ROLLED_BACK
+        self._roll_back()
 
     def __del__(self) -> None:
         # Its writes were in memory alone, and are gone with it: no store has to be told.
@@ -430,6 +413,31 @@ class Transaction:
         self._snapshot = Snapshot(self._opened.reads, start_ts, self._options.requests, self._timeout)
         self._state = TransactionState.ACTIVE
         return self
+
+    def _to_commit(self, timeout: float | None) -> tuple[Mutations, Call]:
+        """Return what a commit is about. Where threads take turns, this is for the one that writes."""
+        return Mutations(self._active().entries()), self._call("commit", timeout)
+
+    async def _commit(self, mutations: Mutations, call: Call) -> Timestamp:
+        """Commit; from here on, `state` tells what became of it."""
+        self._state = TransactionState.COMMITTING
+        state = TransactionState.UNDETERMINED
+        try:
+            self._commit_ts = await self._make_happen(mutations, call)
+            state = TransactionState.COMMITTED
+        except UndeterminedError:
+            raise
+        except Exception:
+            state = TransactionState.ROLLED_BACK
+            raise
+        finally:
+            self._state = state
+        return self._commit_ts
+
+    def _roll_back(self) -> None:
+        if self._state is not TransactionState.NEW:
+            self._active()
+        self._state = TransactionState.ROLLED_BACK
 
     async def _make_happen(self, mutations: Mutations, call: Call) -> Timestamp:
         if not len(mutations):

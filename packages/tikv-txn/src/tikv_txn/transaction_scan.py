@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -51,8 +52,8 @@ class TransactionScan(AsyncIterator[tuple[bytes, bytes]]):
         self._key_only = key_only
         self._scan: PagedScan | None = None
         self._asked: int | None = None
+        self._page: list[tuple[bytes, bytes]] | None = None
         self._is_closed = key_range.is_empty
-        self._turning = anyio.Lock(fast_acquire=True)
 
     def __aiter__(self) -> Self:
         return self
@@ -67,11 +68,13 @@ class TransactionScan(AsyncIterator[tuple[bytes, bytes]]):
                 raise StopAsyncIteration
             async with self._turning:
                 if self._needs_page:  # No other task turned the page meanwhile.
-                    await self._turn_page()
+                    await self._fetch_page(self._opened())
+                    self._turn_page()
 
     async def aclose(self) -> None:
         """End the scan: nothing is fetched any more, iterating ends, also for a task that waits for a pair now."""
         self._is_closed = True
+        self._page = None
         scan, self._scan = self._scan, None
         if scan is not None:
             await scan.aclose()
@@ -83,6 +86,11 @@ class TransactionScan(AsyncIterator[tuple[bytes, bytes]]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    @cached_property
+    def _turning(self) -> anyio.Lock:
+        # Made where it is used: it is made for the kind of event loop that runs.
+        return anyio.Lock(fast_acquire=True)
 
     @property
     def _needs_page(self) -> bool:
@@ -100,25 +108,39 @@ class TransactionScan(AsyncIterator[tuple[bytes, bytes]]):
             self._left -= 1
         return (pair[0], b"") if self._key_only else pair
 
-    async def _turn_page(self) -> None:
-        """Feed the merge with the snapshot's next page, if there is one."""
-        key_range = self._merge.rest
-        assert key_range is not None
+    # A page is turned in three steps. The first and the last touch what the transaction writes, and belong to the
+    # thread that does; the second waits, in the event loop's. What it fetched stays at hand if it is interrupted.
+
+    def _opened(self) -> PagedScan:
+        """Return the scan of the snapshot's rest."""
         scan = self._scan
         if scan is None:
+            key_range = self._merge.rest
+            assert key_range is not None
             if self._left is not None:
                 # Each key that the transaction deleted may hide one of the snapshot's pairs.
                 self._asked = self._left + self._buffer().deletions(key_range, self._left)
             scan = self._scan = self._open(key_range, self._asked)
-        page = await scan._take_page()
-        if self._scan is not scan:
-            return  # It was closed meanwhile.
+        return scan
+
+    async def _fetch_page(self, scan: PagedScan) -> None:
+        """Have the snapshot's next page at hand, an empty one at the end."""
+        if self._page is None:
+            page = await scan._take_page()
+            if self._scan is scan:  # Else it was closed meanwhile.
+                self._page = page
+
+    def _turn_page(self) -> None:
+        """Feed the merge with the page at hand, if there is one."""
+        page, self._page = self._page, None
+        if page is None:
+            return
         if page:
             if self._asked is not None:
                 self._asked -= len(page)
             self._merge.feed(page, is_last=False)
-        elif self._asked == 0:
-            # More was deleted since: those asked for were not enough.
-            self._scan = None
-        else:
+            return
+        self._scan = None  # It has ended.
+        if self._asked != 0:
             self._merge.feed((), is_last=True)
+        # Else more was deleted since: those asked for were not enough.
