@@ -159,6 +159,12 @@ def positive(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> N
         raise ConfigError(f"{attribute.name} must be above 0, got {value!r}")
 
 
+def not_negative(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> None:
+    """Validate that a number is zero or above."""
+    if not value >= 0:
+        raise ConfigError(f"{attribute.name} must not be negative, got {value!r}")
+
+
 def _mapping_or_callable(_instance: Any, attribute: attrs.Attribute[Any], value: object) -> None:
     if not (isinstance(value, Mapping) or callable(value)):
         raise TypeError(f"{attribute.name} must be a mapping or a function of addresses, not {type(value).__name__}")
@@ -172,7 +178,9 @@ def _readable(_instance: Any, attribute: attrs.Attribute[Any], value: str) -> No
         raise ConfigError(f"{attribute.name} must be text that can be read in a log, got {value!r}")
 
 
-def _at_most(limit: int) -> Callable[[Any, attrs.Attribute[Any], float], None]:
+def at_most(limit: int) -> Callable[[Any, attrs.Attribute[Any], float], None]:
+    """Return what validates that a number is no greater than `limit`."""
+
     def check(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> None:
         if value > limit:
             raise ConfigError(f"{attribute.name} must be {limit} at most, got {value!r}")
@@ -187,7 +195,7 @@ class BreakerConfig:
     Each attempt counts, also one that nobody hears of because a later one succeeded.
     """
 
-    threshold: float = attrs.field(validator=[number, positive, _at_most(100)])
+    threshold: float = attrs.field(validator=[number, positive, at_most(100)])
     """Percent of the attempts in a window that must have failed, 100 at most."""
     window: float = attrs.field(default=30.0, validator=[number, positive])
     """Seconds in which attempts are counted together."""
@@ -223,7 +231,7 @@ class PdConfig:
 
     They answer from copies that lag behind a little. Source: pd client, EnableRouterServiceHandler.
     """
-    max_tso_batch: int = attrs.field(default=10_000, validator=[whole_number, positive, _at_most((1 << 18) - 1)])
+    max_tso_batch: int = attrs.field(default=10_000, validator=[whole_number, positive, at_most((1 << 18) - 1)])
     """Timestamps asked for in one message at most; a millisecond has less than 2**18.
 
     Source: pd client, defaultMaxTSOBatchSize.

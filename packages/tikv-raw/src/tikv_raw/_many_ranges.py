@@ -15,9 +15,10 @@ from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
 from tikv_region import KeyRange, RegionCache, RegionEntry
 from tikv_rpc import Call, Plan, Request
+from tikv_rpc.frontend.paging import rest_of_scan
 from tikv_rpc.frontend.sizes import PairSizes
 
-from tikv_raw._requests import RawRequests, rest_of_scan
+from tikv_raw._requests import RawRequests
 
 _SMALL: Final = 16
 """Pairs of each of many ranges that are asked for at once."""

@@ -15,7 +15,7 @@ from tikv_pd import TikvError
 from tikv_proto import kvrpcpb, services
 from tikv_region import KeyCodec, KeyRange, Redaction, redact
 from tikv_rpc import Edge, Effect, KeyWork, RangeWork, Request
-from tikv_rpc.frontend.paging import Page
+from tikv_rpc.frontend.paging import Page, rest_of_scan
 from tikv_rpc.request import field, head
 
 from tikv_raw.config import RawConfig
@@ -265,25 +265,6 @@ class _RedactedRequests(RawRequests):
         except TikvError as error:
             redact(error, self.redaction)
             raise
-
-
-def rest_of_scan(asked: KeyRange, covered: KeyRange, last: bytes | None, *, reverse: bool) -> KeyRange | None:
-    """Return what of a range is still to be scanned, None when nothing is.
-
-    Args:
-        asked: What was to be scanned.
-        covered: The part of it that one Region was asked for.
-        last: The last key found when there may be more in that part; None when it is through.
-        reverse: Whether the scan descends.
-    """
-    # Where the Region holds no more, go on at its far border, which is empty where the key space ends.
-    border = covered.start if reverse else covered.end
-    if last is not None:
-        border = last if reverse else last + b"\0"
-    if not border:
-        return None
-    rest = KeyRange(asked.start, border) if reverse else KeyRange(border, asked.end)
-    return None if rest.is_empty else rest
 
 
 def _part_of(ttls: Sequence[int] | int, part: Sequence[int]) -> list[int]:

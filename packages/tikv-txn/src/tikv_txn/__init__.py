@@ -44,7 +44,6 @@ from tikv_rpc import (
 )
 
 from tikv_txn._arguments import AnyTimestamp as AnyTimestamp
-from tikv_txn._read_cache import Versioned as Versioned
 from tikv_txn.client import (
     ApiVersion as ApiVersion,
     TransactionClient as TransactionClient,
@@ -77,3 +76,4 @@ from tikv_txn.scan import Scan as Scan
 from tikv_txn.snapshot import Snapshot as Snapshot
 from tikv_txn.transaction import Transaction as Transaction, TransactionState as TransactionState
 from tikv_txn.transaction_scan import TransactionScan as TransactionScan
+from tikv_txn.versioned import Versioned as Versioned

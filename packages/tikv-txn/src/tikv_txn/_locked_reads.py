@@ -30,8 +30,6 @@ _PASSES: Final = 1024
 their locks have been put away, and if not they are met again."""
 _KEY_OVERHEAD: Final = 16
 """Bytes a pair adds to an answer besides its key and value."""
-BATCH_BYTES: Final = 8 << 20
-"""Bytes that the answer to one request for many keys may have, about."""
 
 
 class Passes:
@@ -128,7 +126,7 @@ class LockedReads:
             keys,
             lambda part: answers.request([keys[position] for position in part]),
             self.store.config.batch_get_keys,
-            BATCH_BYTES,
+            self.store.config.batch_get_bytes,
             lambda position: int(len(keys[position]) + _KEY_OVERHEAD + guess),
         )
         await (self.store.operation(plan) if as_operation else plan).execute(work, call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tikv_txn.versioned import Versioned as Versioned
+from tikv_txn.versioned import Versioned
 
 _ENTRY_BYTES: Final = 200
 """Bytes an entry takes besides its key and value, about."""

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Final
 
 import attrs
 from attrs import validators
-from tikv_pd import ConfigError, PdConfig
-from tikv_pd.config import positive
+from tikv_pd import PdConfig
+from tikv_pd.config import at_most, not_negative, number, positive, whole_number
 from tikv_region import RegionConfig
 from tikv_rpc import RpcConfig
 
 from tikv_txn.options import TransactionOptions
 
-_count = [validators.instance_of(int), positive]
-_seconds = [validators.instance_of((int, float)), positive]
-
-
-def _fits_field(_instance: Any, attribute: attrs.Attribute[Any], value: int) -> None:
-    if value >= 1 << 32:
-        raise ConfigError(f"{attribute.name} must be below 2**32, got {value}")
+_count: Final = [whole_number, positive]
+_seconds: Final = [number, positive]
 
 
 @attrs.frozen(kw_only=True)
@@ -39,10 +34,23 @@ class TxnConfig:
 
     `storage.max-key-size` of stores; for the default, 7,279 bytes as the caller sees them, 4 less under API v2.
     """
-    scan_page: int = attrs.field(default=256, validator=[*_count, _fits_field])
+    scan_page: int = attrs.field(default=256, validator=[*_count, at_most(2**32 - 1)])
     """Pairs fetched at once by a scan, below 2**32. Source: client-go DefaultScanBatchSize."""
+    scan_bytes: int = attrs.field(default=4 << 20, validator=_count)
+    """Bytes of keys and values fetched at once by a scan, about.
+
+    Fewer pairs are asked for when those before were large. Stores know no such limit, so a page holds more where values
+    suddenly grow.
+    """
     batch_get_keys: int = attrs.field(default=5120, validator=_count)
     """Keys in one request of `batch_get` at most. Source: client-go batchGetSize."""
+    batch_get_bytes: int = attrs.field(default=8 << 20, validator=_count)
+    """Bytes that the answer to one request of `batch_get` may have, about, judged by the answers before."""
+    snapshot_cache_bytes: int = attrs.field(default=4 << 20, validator=[whole_number, not_negative])
+    """Bytes of keys and values that a snapshot keeps to read them again, about, those read first forgotten first.
+
+    0 keeps none. Each transaction has a snapshot of its own.
+    """
     commit_batch_bytes: int = attrs.field(default=16 << 10, validator=_count)
     """Bytes after which a request of a commit is closed; one larger entry still travels, alone.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import attrs
 from attrs import validators
 from tikv_pd import LATEST, ConfigError
-from tikv_pd.config import positive
+from tikv_pd.config import not_negative, number, positive, whole_number
 from tikv_rpc import RequestOptions
 
 
@@ -24,23 +23,12 @@ class AssertionLevel(enum.Enum):
     """Always."""
 
 
-def _kind(*kinds: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    def check(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise ConfigError(f"{attribute.name} must be {names}, got {value!r}")
-
-    return check
+_optional_seconds: Final = validators.optional((number, positive))
 
 
-def _timestamp(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LATEST:
+def _timestamp(_instance: Any, attribute: attrs.Attribute[Any], value: int) -> None:
+    if not 0 <= value < LATEST:
         raise ConfigError(f"{attribute.name} must be a composed timestamp below 2**64 - 1, got {value!r}")
-
-
-def _not_negative(_instance: Any, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not value >= 0:
-        raise ConfigError(f"{attribute.name} must not be negative, got {value}")
 
 
 @attrs.frozen(kw_only=True)
@@ -50,37 +38,39 @@ class TransactionOptions:
     Immutable; make one and use it for many transactions. `TxnConfig.transaction` holds the client's own.
     """
 
-    async_commit: bool = attrs.field(default=True, validator=_kind(bool))
+    async_commit: bool = attrs.field(default=True, validator=validators.instance_of(bool))
     """Whether a commit may be decided by the prewrites alone, which saves its caller the round of commit requests.
 
     For transactions within `TxnConfig.async_commit_keys` and `async_commit_key_bytes`; others, and those that stores
     turn down, commit in two phases. Source: client-go SetEnableAsyncCommit, which TiDB turns on, too.
     """
-    one_pc: bool = attrs.field(default=True, validator=_kind(bool))
+    one_pc: bool = attrs.field(default=True, validator=validators.instance_of(bool))
     """Whether a transaction that fits into one prewrite request may be committed by it, without any lock.
 
     Source: client-go SetEnable1PC, which TiDB turns on, too.
     """
-    causal_consistency: bool = attrs.field(default=False, validator=_kind(bool))
+    causal_consistency: bool = attrs.field(default=False, validator=validators.instance_of(bool))
     """Whether commits need only be ordered where one transaction read what another wrote.
 
     It saves asking PD for a timestamp before an async or one-phase commit. Without it, a transaction that begins after
     another was committed, anywhere, has the greater timestamps. Source: client-go SetCausalConsistency.
     """
-    assertion_level: AssertionLevel = attrs.field(default=AssertionLevel.STRICT, validator=_kind(AssertionLevel))
+    assertion_level: AssertionLevel = attrs.field(
+        default=AssertionLevel.STRICT, validator=validators.instance_of(AssertionLevel)
+    )
     """How far stores check what is asserted of keys; without effect on keys of which nothing is."""
-    commit_after: int = attrs.field(default=0, validator=_timestamp)
+    commit_after: int = attrs.field(default=0, validator=[whole_number, _timestamp])
     """A composed timestamp that the commit timestamp must be above, such as one of another cluster; 0 for none.
 
     Source: client-go SetCommitWaitUntilTSO.
     """
-    commit_after_timeout: float = attrs.field(default=1.0, validator=[_kind(int, float), _not_negative])
+    commit_after_timeout: float = attrs.field(default=1.0, validator=[number, not_negative])
     """Seconds a commit may wait for PD to get past `commit_after`; when PD is further behind, it fails at once."""
-    timeout: float | None = attrs.field(default=None, validator=validators.optional([_kind(int, float), positive]))
+    timeout: float | None = attrs.field(default=None, validator=_optional_seconds)
     """Seconds that each call of the transaction may take that names no timeout; None for `TxnConfig.timeout`."""
-    requests: RequestOptions = attrs.field(factory=RequestOptions, validator=_kind(RequestOptions))
+    requests: RequestOptions = attrs.field(factory=RequestOptions, validator=validators.instance_of(RequestOptions))
     """What the transaction asks of the stores: priority, which replica serves reads, resource group, and so on."""
-    max_entry_bytes: int = attrs.field(default=7 << 20, validator=[_kind(int), positive])
+    max_entry_bytes: int = attrs.field(default=7 << 20, validator=[whole_number, positive])
     """Bytes of a key with its value at most; has to fit `raftstore.raft-entry-max-size`, 8 MiB."""
-    max_bytes: int = attrs.field(default=100 << 20, validator=[_kind(int), positive])
+    max_bytes: int = attrs.field(default=100 << 20, validator=[whole_number, positive])
     """Bytes of all keys and values that a transaction may buffer. Source: TiDB's txn-total-size-limit."""

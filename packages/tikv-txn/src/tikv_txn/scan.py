@@ -6,7 +6,7 @@ import attrs
 from tikv_proto import kvrpcpb
 from tikv_region import KeyRange
 from tikv_rpc import Call, Edge, Plan, Request, ResolveLocks
-from tikv_rpc.frontend.paging import Page, PagedScan
+from tikv_rpc.frontend.paging import Page, PagedScan, rest_of_scan
 
 from tikv_txn._locked_reads import LockedReads, ScanLocks
 from tikv_txn.locks import Lock
@@ -108,21 +108,3 @@ class ReadPage:
             key_only=order.key_only,
             sample_step=order.sample_step,
         )
-
-
-def rest_of_scan(asked: KeyRange, covered: KeyRange, last: bytes | None, *, reverse: bool) -> KeyRange | None:
-    """Return what of a range is still to be scanned, None when nothing is.
-
-    Args:
-        asked: What was to be scanned.
-        covered: The part of it that one Region was asked for.
-        last: The last key answered when there may be more in that part; None when it is through.
-        reverse: Whether the scan descends.
-    """
-    border = covered.start if reverse else covered.end
-    if last is not None:
-        border = last if reverse else last + b"\0"
-    if not border:
-        return None
-    rest = KeyRange(asked.start, border) if reverse else KeyRange(border, asked.end)
-    return None if rest.is_empty else rest

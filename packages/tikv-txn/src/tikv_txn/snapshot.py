@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from tikv_pd import LATEST, ConfigError, DeadlineExceeded, Timestamp
 from tikv_region import KeyRange
@@ -24,11 +24,6 @@ from tikv_txn.versioned import Versioned
 
 Start: TypeAlias = Callable[[TxnStore, Call], Awaitable[int]]
 """Returns the timestamp a snapshot reads at."""
-
-SCAN_BYTES: Final = 4 << 20
-"""Bytes of keys and values fetched at once by a scan, about; fewer pairs are asked for when those before were large."""
-CACHE_BYTES: Final = 4 << 20
-"""Bytes of values that a snapshot keeps to read them again, about."""
 
 
 class Reads:
@@ -84,8 +79,8 @@ class Snapshot:
     """What the database holds at one timestamp: repeatable reads of everything that was committed by then.
 
     Any number of tasks may share it. It need not be closed, and may be used as long as the cluster keeps old versions:
-    ten minutes, as a rule. It keeps no lock and stands in nobody's way. Values that were read are remembered, up to
-    some megabytes.
+    ten minutes, as a rule. It keeps no lock and stands in nobody's way. Values that were read are remembered, as
+    `TxnConfig.snapshot_cache_bytes` allows.
 
     At `tikv_pd.LATEST` each read sees the newest version of each of its keys, which saves asking PD for a timestamp;
     reads of several keys are then no snapshot, and nothing is repeatable.
@@ -113,7 +108,7 @@ class Snapshot:
         self._plan: Any = None
         self._options = options
         self._timeout = timeout
-        self._cache = ReadCache(CACHE_BYTES)
+        self._cache = ReadCache(reads.store.config.snapshot_cache_bytes)
         self._starting: SingleFlight[int] = SingleFlight()
         if not callable(start):
             self._begin_at(start)
@@ -202,7 +197,7 @@ class Snapshot:
     ) -> Scan:
         """Return an iterator over the (key, value) pairs from `start` up to but excluding `end`.
 
-        Lazy: pages of `TxnConfig.scan_page` pairs or about 4 MiB are fetched as they are consumed, one ahead.
+        Lazy: pages of `TxnConfig.scan_page` pairs or about `scan_bytes` are fetched as they are consumed, one ahead.
 
         Args:
             start: First key, inclusive, also when `reverse`.
@@ -239,7 +234,7 @@ class Snapshot:
 
         def page_pairs() -> int:
             # Keys are small: their number alone is a limit.
-            return config.scan_page if key_only else client.sizes.fit(config.scan_page, SCAN_BYTES)
+            return config.scan_page if key_only else client.sizes.fit(config.scan_page, config.scan_bytes)
 
         return Scan(fetch, client.store.rpc, key_range, limit, page_pairs, "TransactionClient")
 

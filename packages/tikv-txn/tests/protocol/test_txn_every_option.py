@@ -123,6 +123,24 @@ async def keys_in_requests(at: Setting) -> list[int]:
     return sorted(len(request.keys) for request in at.cluster.requests(Tikv.KvBatchGet))
 
 
+async def limit_of_a_page_after_one_of_large_values(at: Setting) -> int:
+    await at.commit(dict.fromkeys((b"a%02d" % number for number in range(64)), bytes(1000)), ASYNC_COMMIT)
+    await at.client.snapshot().batch_get([b"a%02d" % number for number in range(64)])
+    return await limit_of_a_scan(at)
+
+
+async def sizes_of_answers_are_minded(at: Setting) -> int:
+    await at.client.snapshot().batch_get([b"a", b"b", b"c", b"d"])
+    return len(at.cluster.requests(Tikv.KvBatchGet))
+
+
+async def reads_a_key_again(at: Setting) -> bool:
+    snapshot = at.client.snapshot()
+    await snapshot.get(b"a")
+    await snapshot.get(b"a")
+    return len(at.cluster.requests(Tikv.KvGet)) == 2
+
+
 async def mutations_in_requests(at: Setting) -> list[int]:
     await at.commit(dict.fromkeys((b"a%d" % number for number in range(8)), bytes(98)), TWO_PC)
     return sorted(len(request.mutations) for request in at.prewrites)
@@ -223,6 +241,9 @@ CONFIG: dict[str, tuple[Outcome, list[tuple[Any, Any]]]] = {
     "max_key_bytes": (takes_a_key_of_100_bytes, [(100, False), (200, True)]),
     "scan_page": (limit_of_a_scan, [(3, 3), (30, 30)]),
     "batch_get_keys": (keys_in_requests, [(3, [2, 3, 3]), (100, [8])]),
+    "scan_bytes": (limit_of_a_page_after_one_of_large_values, [(100_000, 3), (1 << 20, 31)]),
+    "batch_get_bytes": (sizes_of_answers_are_minded, [(1, 4), (1 << 20, 1)]),
+    "snapshot_cache_bytes": (reads_a_key_again, [(0, True), (1 << 20, False)]),
     "commit_batch_bytes": (mutations_in_requests, [(200, [2, 2, 2, 2]), (1 << 20, [8])]),
     "commit_concurrency": (seconds_of_prewriting_three_regions, [(1, 3), (3, 1)]),
     "lock_ttl": (ttl_ms({b"a": b""}), [(3.0, 3000), (0.5, 500)]),

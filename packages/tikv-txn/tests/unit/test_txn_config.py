@@ -49,15 +49,24 @@ def test_the_defaults_are_those_of_client_go() -> None:
     ],
 )
 def test_an_option_that_can_never_work_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises((ConfigError, TypeError), match=name):
         TransactionOptions(**{name: value})
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
-@pytest.mark.parametrize("name", ["timeout", "run_timeout", "scan_page", "commit_batch_bytes", "lock_ttl"])
+@pytest.mark.parametrize(
+    "name", ["timeout", "run_timeout", "scan_page", "scan_bytes", "commit_batch_bytes", "lock_ttl"]
+)
 def test_a_limit_of_the_client_must_be_above_zero(name: str, value: Any) -> None:
     with pytest.raises((ConfigError, TypeError), match=name):
         TxnConfig(**{name: value})
+
+
+def test_a_snapshot_may_keep_nothing() -> None:
+    TxnConfig(snapshot_cache_bytes=0)
+
+    with pytest.raises(ConfigError, match="snapshot_cache_bytes"):
+        TxnConfig(snapshot_cache_bytes=-1)
 
 
 def test_a_page_must_fit_its_field_on_the_wire() -> None:

@@ -39,6 +39,25 @@ class Page:
         return cls(len(pairs), rest, lambda: pairs)
 
 
+def rest_of_scan(asked: KeyRange, covered: KeyRange, last: bytes | None, *, reverse: bool) -> KeyRange | None:
+    """Return what of a range is still to be scanned, None when nothing is.
+
+    Args:
+        asked: What was to be scanned.
+        covered: The part of it that one Region was asked for.
+        last: The last key found when there may be more in that part; None when it is through.
+        reverse: Whether the scan descends.
+    """
+    # Where the Region holds no more, go on at its far border, which is empty where the key space ends.
+    border = covered.start if reverse else covered.end
+    if last is not None:
+        border = last if reverse else last + b"\0"
+    if not border:
+        return None
+    rest = KeyRange(asked.start, border) if reverse else KeyRange(border, asked.end)
+    return None if rest.is_empty else rest
+
+
 Fetch: TypeAlias = Callable[[KeyRange, int], Awaitable[Page]]
 """Returns the first page of a range, of so many pairs at most."""
 
