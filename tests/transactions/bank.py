@@ -154,7 +154,7 @@ class Bank:
         # Until its end is known.
         self.unknown.add(number)
         try:
-            await client.run(move)
+            await client.run(move, timeout=choices.choice([0.03, 0.1, None, None, None]))
         except UndeterminedError:
             return
         except DeadlineExceeded as error:

@@ -36,8 +36,9 @@ async def work(client: TransactionClient, recording: Recording, choices: random.
     """Do one random transaction after the other."""
     kinds = [*STEPS, "get", "get", "put", "put", "put"]
     while True:
+        options, timeout = MODES[choices.choice(list(MODES))], choices.choice([0.01, 0.03, 0.1, None, None])
         with suppress(*EXPECTED), anyio.move_on_after(choices.choice([0.02, 10, 10, 10, 10])):
-            async with recording.transaction(client, MODES[choices.choice(list(MODES))]) as txn:
+            async with recording.transaction(client, options, timeout=timeout) as txn:
                 for _ in range(choices.randrange(1, 5)):
                     await STEPS[choices.choice(kinds)](txn, choices.choice(KEYS))
         await anyio.lowlevel.checkpoint()
