@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import attrs
-from tikv_pd import Address, ConfigError, SecurityConfig
+from tikv_pd import Address, SecurityConfig
 from tikv_pd.lowlevel import Transport
 from tikv_rpc import Interceptor, Priority, ReplicaRead, RequestOptions, RpcObserver, RpcStats
-from tikv_rpc.frontend.arguments import as_addresses, check_timeout
+from tikv_rpc.frontend.arguments import check_timeout
 from tikv_rpc.frontend.session import Endpoint
 
 from tikv_raw._arguments import check_cf
@@ -82,25 +82,20 @@ class RawClient(RangeOperations):
         observers: Iterable[RpcObserver] = (),
         transport: Transport | None = None,
     ) -> None:
-        addresses, keyspace = as_addresses(address, keyspace)
-        if api_version is None:
-            api_version = "v1" if keyspace is None else "v2"
-        if api_version not in {"v1", "v1ttl", "v2"}:
-            raise ConfigError(f"unknown api_version {api_version!r}; known are 'v1', 'v1ttl' and 'v2'")
-        if keyspace is not None and api_version != "v2":
-            raise ConfigError(f"a keyspace needs api_version='v2', not {api_version!r}")
-        is_v2 = api_version == "v2"
-        config = config if config is not None else RawConfig()
-        endpoint = Endpoint(
-            addresses,
-            (keyspace or "DEFAULT") if is_v2 else None,
-            security,
-            tuple(interceptors),
-            tuple(observers),
-            transport,
+        endpoint = Endpoint.of(
+            address,
+            api_version,
+            keyspace,
+            versions=get_args(ApiVersion),
+            security=security,
+            interceptors=interceptors,
+            observers=observers,
+            transport=transport,
         )
+        config = config if config is not None else RawConfig()
+        is_v2 = endpoint.keyspace is not None
         defaults = Defaults(config.timeout, check_cf(cf, several=not is_v2), config.atomic, RequestOptions())
-        super().__init__(RawSession(endpoint, config, has_ttl=api_version != "v1"), defaults)
+        super().__init__(RawSession(endpoint, config, has_ttl=is_v2 or api_version == "v1ttl"), defaults)
 
     async def __aenter__(self) -> Self:
         await self._session.open()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeAlias, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeAlias, TypeVar, get_args, overload
 
 import attrs
 from tikv_pd import Address, ConfigError, Deadline, SecurityConfig, Timestamp
 from tikv_pd.lowlevel import Transport
 from tikv_rpc import Interceptor, RequestOptions, RpcObserver, RpcStats
-from tikv_rpc.frontend.arguments import as_addresses, check_timeout
+from tikv_rpc.frontend.arguments import check_timeout
 from tikv_rpc.frontend.session import Endpoint
 
 from tikv_txn._arguments import AnyTimestamp, as_start_ts, as_ts, check_options, check_staleness
@@ -84,20 +84,15 @@ class TransactionClient:
         observers: Iterable[RpcObserver] = (),
         transport: Transport | None = None,
     ) -> None:
-        addresses, keyspace = as_addresses(address, keyspace)
-        if api_version is None:
-            api_version = "v1" if keyspace is None else "v2"
-        if api_version not in {"v1", "v2"}:
-            raise ConfigError(f"unknown api_version {api_version!r}; those with transactions are 'v1' and 'v2'")
-        if keyspace is not None and api_version != "v2":
-            raise ConfigError(f"a keyspace needs api_version='v2', not {api_version!r}")
-        endpoint = Endpoint(
-            addresses,
-            (keyspace or "DEFAULT") if api_version == "v2" else None,
-            security,
-            tuple(interceptors),
-            tuple(observers),
-            transport,
+        endpoint = Endpoint.of(
+            address,
+            api_version,
+            keyspace,
+            versions=get_args(ApiVersion),
+            security=security,
+            interceptors=interceptors,
+            observers=observers,
+            transport=transport,
         )
         self._session = TxnSession(endpoint, config if config is not None else TxnConfig())
 

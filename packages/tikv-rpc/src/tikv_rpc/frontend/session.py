@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from contextlib import AsyncExitStack
-from typing import Final, Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, Self, TypeVar
 
 import attrs
-from tikv_pd import ClosedError, ConfigError, PdClient, PdConfig, SecurityConfig
+from tikv_pd import Address, ClosedError, ConfigError, PdClient, PdConfig, SecurityConfig
 from tikv_pd.lowlevel import Transport, map_hosts
 from tikv_region import KeyCodec, KeyspaceCodec, PlainCodec, RegionCache, RegionConfig, TxnV1Codec
 
 from tikv_rpc.client import RpcClient
 from tikv_rpc.config import RpcConfig
+from tikv_rpc.frontend.arguments import as_addresses
 from tikv_rpc.intercept import Interceptor
 from tikv_rpc.observed import ObservedRegionCache
 from tikv_rpc.observer import RpcObserver
@@ -37,6 +39,44 @@ class Endpoint:
     """Who hears of every call."""
     transport: Transport | None
     """How to reach servers; None for gRPC."""
+
+    @classmethod
+    def of(
+        cls,
+        address: Address,
+        api_version: str | None,
+        keyspace: str | None,
+        *,
+        versions: Collection[str],
+        security: SecurityConfig | None = None,
+        interceptors: Iterable[Interceptor] = (),
+        observers: Iterable[RpcObserver] = (),
+        transport: Transport | None = None,
+    ) -> Self:
+        """Return the endpoint that a client's arguments speak of.
+
+        Args:
+            address: PD; it may name a keyspace.
+            api_version: The cluster's; None for `v2` when a keyspace is named, else `v1`.
+            keyspace: Name of the keyspace under API v2, None for `DEFAULT` unless the address names one.
+            versions: The API versions that the client can speak.
+            security: TLS.
+            interceptors: What runs around every attempt.
+            observers: Who hears of every call.
+            transport: How to reach servers.
+
+        Raises:
+            ConfigError, TypeError: an argument can never work.
+        """
+        addresses, keyspace = as_addresses(address, keyspace)
+        if api_version is None:
+            api_version = "v1" if keyspace is None else "v2"
+        if api_version not in versions:
+            raise ConfigError(f"unknown api_version {api_version!r}; known are {_listed(versions)}")
+        if keyspace is not None and api_version != "v2":
+            raise ConfigError(f"a keyspace needs api_version='v2', not {api_version!r}")
+        name = (keyspace or "DEFAULT") if api_version == "v2" else None
+        return cls(addresses, name, security, tuple(interceptors), tuple(observers), transport)
 
 
 @attrs.frozen
@@ -138,6 +178,11 @@ class Session(Generic[Opened]):
                 await stack.aclose()
             finally:
                 self._is_taken = False
+
+
+def _listed(versions: Collection[str]) -> str:
+    *others, last = map(repr, versions)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _codec(pd: PdClient, mode: Mode) -> KeyCodec:
