@@ -419,6 +419,25 @@ def test_several_threads_share_pages() -> None:
     assert sorted(number for numbers in found for number in numbers) == list(range(2_000))
 
 
+def test_a_page_that_came_when_its_thread_was_interrupted_is_not_lost() -> None:
+    class Interrupting(Source):
+        async def turn(self) -> list[int]:
+            page = await super().turn()
+            if page == [3]:
+                signal.raise_signal(signal.SIGINT)
+            return page
+
+    with Opened() as client:
+        source = Interrupting([[1, 2], [3], [4, 5]])
+        pages = Pages(client.portal, source.turn, source.end)
+        assert [next(pages), next(pages)] == [1, 2]
+
+        with pytest.raises(KeyboardInterrupt):
+            next(pages)
+
+        assert list(pages) == [3, 4, 5]
+
+
 def test_pages_that_are_closed_end() -> None:
     with Opened() as client:
         source = Source([[1, 2], [3]])

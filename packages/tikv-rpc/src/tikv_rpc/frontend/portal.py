@@ -150,11 +150,9 @@ class Pages(Iterator[T]):
             for item in page:
                 return item
             with self._turning:
-                if self._page is page:  # No other thread turned the page meanwhile.
-                    following = () if self._is_closed else self._portal.call(self._turn)
-                    if not following or self._is_closed:
-                        raise StopIteration
-                    self._page = iter(following)
+                # No other thread turned the page meanwhile.
+                if self._page is page and (self._is_closed or not self._portal.call(self._turn_from, page)):
+                    raise StopIteration
 
     def close(self) -> None:
         """End it: nothing is fetched any more, iterating ends, also for a thread that waits for a page now."""
@@ -170,6 +168,15 @@ class Pages(Iterator[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    async def _turn_from(self, page: Iterator[T]) -> bool:
+        """Take the page after `page`; tell whether there may be one. In the loop, where no interruption loses it."""
+        if self._page is page:
+            following = await self._turn()
+            if not following or self._is_closed:
+                return False
+            self._page = iter(following)
+        return True
 
 
 class _Crossing(Generic[R]):
