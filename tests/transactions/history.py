@@ -36,6 +36,8 @@ class Outcome(enum.Enum):
 class Read:
     key: bytes
     value: bytes | None
+    commit_ts: int = 0
+    """When that was committed, if the store has told; else 0."""
 
 
 @attrs.frozen
@@ -99,6 +101,16 @@ class Txn:
         return {key for key, is_insert in first.items() if is_insert and last[key] is None}
 
 
+@attrs.frozen
+class LatestRead:
+    """A read of whatever is newest, in no transaction."""
+
+    key: bytes
+    value: bytes | None
+    began: float
+    """When it was asked for, as in `Txn`."""
+
+
 class Kind(enum.Enum):
     """What snapshot isolation forbids."""
 
@@ -111,6 +123,8 @@ class Kind(enum.Enum):
     HALF_VISIBLE = "a commit of unknown outcome was seen, and was not"
     LONG_FORK = "did not see what others had seen before"
     LOST_WRITE = "did not see a committed write"
+    OUTDATED_READ = "asked for what is newest and got something older"
+    WRONG_COMMIT_TS = "was told a wrong commit timestamp"
     INSERTED_TWICE = "inserted a key that existed"
     LOST_UPDATE = "wrote a key that another wrote meanwhile"
     REAL_TIME = "its timestamps contradict the order of events"
@@ -144,19 +158,20 @@ class Version:
 _NOTHING: Final = Version(0, None, None)
 
 
-def check(history: Iterable[Txn]) -> list[Anomaly]:
+def check(history: Iterable[Txn], latest: Iterable[LatestRead] = ()) -> list[Anomaly]:
     """Return what snapshot isolation does not allow in `history`; nothing is a history that it allows.
 
     Args:
         history: All that ever wrote, and in no given order; there is nothing before it. Those of unknown outcome may
             have happened or not.
+        latest: Reads of what is newest.
 
     Raises:
         ValueError: two transactions write the same value to a key, or have the same name.
     """
     txns = sorted(history, key=lambda txn: txn.start_ts)
     claims = _Claims.of(txns)
-    return [*_against_real_time(txns), *_explained(claims, dict(claims.seen))]
+    return [*_against_real_time(txns), *_outdated(txns, latest), *_explained(claims, dict(claims.seen))]
 
 
 @attrs.frozen
@@ -325,6 +340,10 @@ class _World:
     def _of_read(self, txn: Txn, read: Read) -> Iterator[Anomaly]:
         expected = self.at(read.key, txn.start_ts)
         if read.value == expected.value:
+            is_known = expected.writer is not None and expected.writer.outcome is Outcome.COMMITTED
+            if read.commit_ts and is_known and read.commit_ts != expected.commit_ts:
+                detail = f"{read.commit_ts} instead of {expected.commit_ts}"
+                yield Anomaly(Kind.WRONG_COMMIT_TS, txn.name, _name(expected.writer), read.key, detail)
             return
         if read.value is None:
             self.unexplained.append((txn, read))
@@ -378,6 +397,29 @@ def _against_real_time(txns: Iterable[Txn]) -> Iterator[Anomaly]:
         ts, other = started.before(txn.committing)
         if other is not None and ts >= txn.commit_ts and other is not txn:
             yield Anomaly(Kind.REAL_TIME, txn.name, other.name, detail=f"commits at {txn.commit_ts} after {ts}")
+
+
+def _outdated(txns: Iterable[Txn], latest: Iterable[LatestRead]) -> Iterator[Anomaly]:
+    """Yield reads of what is newest that returned nothing that was so after they began."""
+    writers: dict[bytes, list[Txn]] = defaultdict(list)
+    for txn in txns:
+        if txn.outcome is not Outcome.ABORTED:
+            for key in txn.writes:
+                writers[key].append(txn)
+    for read in latest:
+        done = [txn for txn in writers[read.key] if txn.outcome is Outcome.COMMITTED and txn.ended < read.began]
+        newest = max(done, key=lambda txn: txn.commit_ts, default=None)
+        bound = newest.commit_ts if newest is not None else 0
+        possible = {
+            txn.writes[read.key]
+            for txn in writers[read.key]
+            if txn.commit_ts >= bound or txn.outcome is Outcome.UNDETERMINED
+        }
+        if newest is None:
+            possible.add(None)
+        if read.value not in possible:
+            detail = f"read {read.value!r} instead of {possible}"
+            yield Anomaly(Kind.OUTDATED_READ, "", _name(newest), read.key, detail)
 
 
 class _Latest:

@@ -8,14 +8,16 @@ from itertools import count
 
 import attrs
 from tikv_txn import (
+    LATEST,
     AlreadyExists,
+    Snapshot,
     Transaction,
     TransactionClient,
     TransactionOptions,
     TransactionState,
 )
 
-from tests.transactions.history import Lock, Outcome, Read, Step, Txn, Write
+from tests.transactions.history import LatestRead, Lock, Outcome, Read, Step, Txn, Write
 
 _OUTCOMES = {
     TransactionState.COMMITTED: Outcome.COMMITTED,
@@ -32,6 +34,8 @@ class Recording:
     """All keys there may be."""
     txns: list[Txn] = attrs.field(factory=list)
     """Those that have ended."""
+    latest: list[LatestRead] = attrs.field(factory=list)
+    """Reads of what was newest."""
     _moments: Iterable[int] = attrs.field(factory=lambda: count(1))
 
     def now(self) -> int:
@@ -59,6 +63,32 @@ class Recording:
         finally:
             if txn is not None:
                 self.txns.append(txn.noted(began, self.now()))
+
+    async def read_latest(self, client: TransactionClient, keys: Iterable[bytes]) -> None:
+        """Read whatever is newest."""
+        snapshot = client.snapshot(LATEST)
+        for key in keys:
+            began = self.now()
+            self.latest.append(LatestRead(key, await snapshot.get(key), began))
+
+    async def read_snapshot(self, snapshot: Snapshot) -> None:
+        """Read everything that a snapshot shows, in every way."""
+        ts = await snapshot.get_ts()
+        steps: list[Step] = []
+        # Also what was read before one of the ways failed.
+        self.txns.append(Txn(name=f"snapshot {self.now()}", start_ts=ts.ts, commit_ts=ts.ts))
+        position = len(self.txns) - 1
+        try:
+            found = [pair async for pair in snapshot.scan()]
+            pairs = dict(found)
+            steps += [Read(key, pairs.get(key)) for key in self.keys]
+            versions = await snapshot.batch_get_versioned(self.keys)
+            for key in self.keys:
+                version = versions.get(key)
+                steps.append(Read(key, None) if version is None else Read(key, version.value, version.commit_ts))
+            steps += [Read(key, await snapshot.get(key)) for key in self.keys]
+        finally:
+            self.txns[position] = attrs.evolve(self.txns[position], steps=tuple(steps))
 
 
 class RecordedTransaction:

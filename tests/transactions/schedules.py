@@ -28,7 +28,7 @@ from tikv_txn import (
     WriteConflict,
 )
 
-from tests.transactions.history import Outcome, Txn
+from tests.transactions.history import LatestRead, Outcome, Txn
 from tests.transactions.recording import RecordedTransaction, Recording
 from tests.transactions.virtual_cluster import Fault, VirtualCluster
 
@@ -43,6 +43,8 @@ MODES: Final = {
     "causal": TransactionOptions(causal_consistency=True),
     "follower": TransactionOptions(requests=RequestOptions(replica_read=ReplicaRead.FOLLOWER)),
 }
+LOOKS: Final = ("latest", "stale", "past")
+"""How to read without a transaction: the newest, a little in the past, where another transaction has read."""
 EXPECTED: Final = (
     WriteConflict,
     AlreadyExists,
@@ -104,6 +106,7 @@ class Script:
 
     client: int
     mode: str
+    """One of `MODES` or `LOOKS`."""
     steps: tuple[tuple[str, bytes], ...]
     start: float = 0.0
     pause: float = 0.0
@@ -135,6 +138,7 @@ class Schedule:
 class Result:
     history: list[Txn]
     """Of the clients, and of one that looks at everything afterwards."""
+    latest: list[LatestRead]
     cluster: VirtualCluster
 
     def settled(self) -> list[Txn]:
@@ -174,7 +178,7 @@ async def run(schedule: Schedule) -> Result:
                 for key in KEYS:
                     txn.put(key)
             await anyio.sleep(SETTLED)
-        return Result(recording.txns, cluster)
+        return Result(recording.txns, recording.latest, cluster)
 
 
 async def _live(cluster: VirtualCluster, recording: Recording, scripts: list[Script], life: float) -> None:
@@ -185,7 +189,7 @@ async def _live(cluster: VirtualCluster, recording: Recording, scripts: list[Scr
             anyio.create_task_group() as tasks,
         ):
             for script in scripts:
-                tasks.start_soon(_perform, client, recording, script)
+                tasks.start_soon(_perform if script.mode in MODES else _look, client, recording, script)
 
 
 async def _perform(client: TransactionClient, recording: Recording, script: Script) -> None:
@@ -196,6 +200,18 @@ async def _perform(client: TransactionClient, recording: Recording, script: Scri
                 await anyio.sleep(script.pause)
                 await STEPS[step](txn, key)
             await anyio.sleep(script.pause)
+
+
+async def _look(client: TransactionClient, recording: Recording, script: Script) -> None:
+    """Read without a transaction."""
+    await anyio.sleep(script.start + script.pause)
+    with anyio.move_on_after(script.patience), suppress(*EXPECTED):
+        if script.mode == "latest":
+            await recording.read_latest(client, [key for _, key in script.steps])
+        elif script.mode == "stale":
+            await recording.read_snapshot(client.snapshot(staleness=max(script.pause, 0.001)))
+        elif recording.txns:
+            await recording.read_snapshot(client.snapshot(recording.txns[-1].start_ts))
 
 
 async def _change(cluster: VirtualCluster, changes: tuple[Change, ...]) -> None:
@@ -227,7 +243,7 @@ _faults = st.one_of(
 _scripts = st.builds(
     Script,
     client=st.integers(0, CLIENTS - 1),
-    mode=st.sampled_from([*sorted(MODES), "causal"]),
+    mode=st.sampled_from([*sorted(MODES), "causal", *LOOKS]),
     steps=st.lists(
         st.tuples(st.sampled_from([*STEPS, "get", "get", "put", "put", "put"]), st.sampled_from(_OFTEN)),
         min_size=1,

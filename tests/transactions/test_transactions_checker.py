@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from tests.transactions.history import (
     Anomaly,
     Kind,
+    LatestRead,
     Lock,
     Outcome,
     Read,
@@ -268,6 +269,26 @@ def test_what_is_committed_after_others_started_has_a_later_timestamp() -> None:
 
 def test_a_commit_comes_after_its_start() -> None:
     assert check([wrote("txn", 3, 3, Write(b"x", b"x2"))]) == [Anomaly(Kind.REAL_TIME, "txn")]
+
+
+def test_a_read_of_what_is_newest_sees_all_that_was_committed_before() -> None:
+    first = at(wrote("first", 1, 2, Write(b"x", b"x1")), 1, 2, 3)
+    second = at(wrote("second", 4, 5, Write(b"x", None)), 4, 6, 9)
+    unknown = ended(UNDETERMINED, "unknown", 6, Write(b"x", b"x3"))
+
+    def found(value: bytes | None, began: float) -> list[Anomaly]:
+        return check([first, second, unknown], [LatestRead(b"x", value, began)])
+
+    assert found(None, 2) == found(b"x1", 2) == found(b"x1", 8) == found(None, 8) == found(None, 10) == []
+    assert found(b"x3", 10) == []
+    assert found(b"x1", 10) == [Anomaly(Kind.OUTDATED_READ, "", "second", b"x")]
+    assert check([first], [LatestRead(b"x", None, 8)]) == [Anomaly(Kind.OUTDATED_READ, "", "first", b"x")]
+
+
+def test_a_wrong_commit_timestamp_is_found() -> None:
+    right, wrong = (Txn(name=f"at {ts}", start_ts=9, steps=(Read(b"x", b"x1", ts),)) for ts in (2, 3))
+
+    assert check([FIRST, right, wrong]) == [Anomaly(Kind.WRONG_COMMIT_TS, "at 3", "first", b"x")]
 
 
 def test_a_history_whose_writers_cannot_be_told_apart_is_refused() -> None:

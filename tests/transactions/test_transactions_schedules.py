@@ -47,8 +47,8 @@ def outcome_of(schedule: Schedule) -> Result:
 
 def assert_right(result: Result) -> None:
     assert result.cluster.locks() == []
-    assert check(result.history) == []
-    assert check(result.settled()) == []
+    assert check(result.history, result.latest) == []
+    assert check(result.settled(), result.latest) == []
 
 
 @settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
