@@ -49,10 +49,15 @@ class Calls:
         priority: Priority | None,
         replica_read: ReplicaRead | None = None,
     ) -> Call:
-        defaults = self._defaults
-        timeout = defaults.timeout if timeout is None else check_timeout(timeout)
-        plain = priority is None and replica_read is None
-        return opened.rpc.call(operation, timeout, defaults.options if plain else self._varied(priority, replica_read))
+        return opened.rpc.call(operation, self._seconds(timeout), self._options(priority, replica_read))
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._defaults.timeout if timeout is None else check_timeout(timeout)
+
+    def _options(self, priority: Priority | None, replica_read: ReplicaRead | None = None) -> RequestOptions:
+        if priority is None and replica_read is None:
+            return self._defaults.options
+        return self._varied(priority, replica_read)
 
     def _varied(self, priority: Priority | None, replica_read: ReplicaRead | None) -> RequestOptions:
         """Return the options of a call with its own ones; kept, as their wire form is built once."""

@@ -54,25 +54,22 @@ class RawRequests:
     codec: KeyCodec
     atomic: bool
 
-    def get(self, key: bytes, cf: str) -> Request[kvrpcpb.RawGetResponse]:
-        """Read one key."""
-        return Request(services.Tikv.RawGet, field(2, self.codec.encode_key(key)) + _get_options(cf), Effect.READ)
+    def get(self, key: bytes, cf: str) -> bytes:
+        """Return a RawGetRequest, serialized."""
+        return field(2, self.codec.encode_key(key)) + _get_options(cf)
 
-    def ttl(self, key: bytes, cf: str) -> Request[kvrpcpb.RawGetKeyTTLResponse]:
-        """Read the TTL of one key."""
-        message = kvrpcpb.RawGetKeyTTLRequest(key=self.codec.encode_key(key), cf=cf)
-        return Request(services.Tikv.RawGetKeyTTL, message, Effect.READ)
+    def ttl(self, key: bytes, cf: str) -> bytes:
+        """Return a RawGetKeyTTLRequest, serialized."""
+        return kvrpcpb.RawGetKeyTTLRequest(key=self.codec.encode_key(key), cf=cf).SerializeToString()
 
-    def put(self, key: bytes, value: bytes, ttl: int, cf: str) -> Request[kvrpcpb.RawPutResponse]:
-        """Write one pair."""
-        options = _put_options(cf, ttl, self.atomic)
-        payload = field(2, self.codec.encode_key(key)) + field(3, value) + options
-        return Request(services.Tikv.RawPut, payload, Effect.WRITE)
+    def put(self, key: bytes, value: bytes, ttl: int, cf: str) -> bytes:
+        """Return a RawPutRequest, serialized."""
+        return field(2, self.codec.encode_key(key)) + field(3, value) + _put_options(cf, ttl, self.atomic)
 
-    def delete(self, key: bytes, cf: str) -> Request[kvrpcpb.RawDeleteResponse]:
-        """Remove one key."""
+    def delete(self, key: bytes, cf: str) -> bytes:
+        """Return a RawDeleteRequest, serialized."""
         message = kvrpcpb.RawDeleteRequest(key=self.codec.encode_key(key), cf=cf, for_cas=self.atomic)
-        return Request(services.Tikv.RawDelete, message, Effect.WRITE)
+        return message.SerializeToString()
 
     def compare_and_swap(
         self, key: bytes, expected: bytes | None, value: bytes | None, ttl: int, cf: str

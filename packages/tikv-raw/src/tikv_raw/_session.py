@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
+from tikv_proto.services import Tikv
 from tikv_region import KeyCodec, KeyRange, RegionEntry
 from tikv_rpc import (
     AtEdge,
@@ -16,6 +17,8 @@ from tikv_rpc import (
     Collect,
     Collected,
     Edge,
+    Effect,
+    Express,
     FanOut,
     KeyWork,
     Merge,
@@ -54,10 +57,10 @@ class Opened:
     limits: Limits
     sizes: PairSizes
     regions: RegionPlan
-    get: _KeyPlan[kvrpcpb.RawGetResponse]
-    ttl: _KeyPlan[kvrpcpb.RawGetKeyTTLResponse]
-    put: _KeyPlan[kvrpcpb.RawPutResponse]
-    delete: _KeyPlan[kvrpcpb.RawDeleteResponse]
+    get: Express[kvrpcpb.RawGetResponse]
+    ttl: Express[kvrpcpb.RawGetKeyTTLResponse]
+    put: Express[kvrpcpb.RawPutResponse]
+    delete: Express[kvrpcpb.RawDeleteResponse]
     compare_and_swap: _KeyPlan[kvrpcpb.RawCASResponse]
     page: Plan[Edge[kvrpcpb.RawScanResponse], tuple[KeyRange, kvrpcpb.RawScanResponse]]
     scan_ranges: Plan[ScanOrder, list[Pairs]]
@@ -99,10 +102,10 @@ class Opened:
             limits,
             sizes,
             retry,
-            get=operation(rpc, AtKey(retry, cache)),
-            ttl=operation(rpc, AtKey(retry, cache)),
-            put=operation(rpc, Settle(AtKey(retry, cache))),
-            delete=operation(rpc, Settle(AtKey(retry, cache))),
+            get=Express(rpc, Tikv.RawGet, Effect.READ, "get", operation(rpc, AtKey(retry, cache))),
+            ttl=Express(rpc, Tikv.RawGetKeyTTL, Effect.READ, "ttl", operation(rpc, AtKey(retry, cache))),
+            put=Express(rpc, Tikv.RawPut, Effect.WRITE, "put", operation(rpc, Settle(AtKey(retry, cache)))),
+            delete=Express(rpc, Tikv.RawDelete, Effect.WRITE, "delete", operation(rpc, Settle(AtKey(retry, cache)))),
             compare_and_swap=operation(rpc, Settle(AtKey(retry, cache))),
             page=operation(rpc, AtEdge(retry, cache)),
             scan_ranges=operation(rpc, scan_ranges),

@@ -37,8 +37,9 @@ class KeyOperations(Calls):
         """
         opened = self._session.opened or self._session.not_open()
         key = as_bytes(key, "key")
-        call = self._begin(opened, "get", timeout, priority, replica_read)
-        response = await opened.get.execute((key, opened.requests.get(key, self._cf_or(cf))), call)
+        payload = opened.requests.get(key, self._cf_or(cf))
+        options = self._options(priority, replica_read)
+        response = await opened.get.execute(key, payload, self._seconds(timeout), options)
         if response.error:
             accept("get", response)
         return response.value or (None if response.not_found else b"")
@@ -73,9 +74,8 @@ class KeyOperations(Calls):
         opened = self._session.opened or self._session.not_open()
         limits = opened.limits
         key = limits.key(key)
-        request = self._writes(opened).put(key, limits.value(key, value), limits.ttl(ttl), self._cf_or(cf))
-        call = self._begin(opened, "put", timeout, priority)
-        accept("put", await opened.put.execute((key, request), call))
+        payload = self._writes(opened).put(key, limits.value(key, value), limits.ttl(ttl), self._cf_or(cf))
+        accept("put", await opened.put.execute(key, payload, self._seconds(timeout), self._options(priority)))
 
     async def delete(
         self,
@@ -97,9 +97,8 @@ class KeyOperations(Calls):
         """
         opened = self._session.opened or self._session.not_open()
         key = opened.limits.key(key)
-        request = self._writes(opened).delete(key, self._cf_or(cf))
-        call = self._begin(opened, "delete", timeout, priority)
-        accept("delete", await opened.delete.execute((key, request), call))
+        payload = self._writes(opened).delete(key, self._cf_or(cf))
+        accept("delete", await opened.delete.execute(key, payload, self._seconds(timeout), self._options(priority)))
 
     async def ttl(
         self,
@@ -130,8 +129,9 @@ class KeyOperations(Calls):
         opened = self._session.opened or self._session.not_open()
         check_has_ttl(enabled=opened.limits.has_ttl)
         key = as_bytes(key, "key")
-        call = self._begin(opened, "ttl", timeout, priority, replica_read)
-        response = await opened.ttl.execute((key, opened.requests.ttl(key, self._cf_or(cf))), call)
+        payload = opened.requests.ttl(key, self._cf_or(cf))
+        options = self._options(priority, replica_read)
+        response = await opened.ttl.execute(key, payload, self._seconds(timeout), options)
         accept("ttl", response)
         return None if response.not_found else response.ttl
 

@@ -42,40 +42,33 @@ def test_requests_for_one_key_are_what_protobuf_builds(key: bytes, value: bytes,
     for requests in (PLAIN, RawRequests(PlainCodec(), atomic=True)):
         put = kvrpcpb.RawPutRequest(key=key, value=value, ttl=ttl, cf=cf, for_cas=requests.atomic)
 
-        assert sent(requests.get(key, cf)) == kvrpcpb.RawGetRequest(key=key, cf=cf)
-        assert sent(requests.put(key, value, ttl, cf)) == put
+        assert kvrpcpb.RawGetRequest.FromString(requests.get(key, cf)) == kvrpcpb.RawGetRequest(key=key, cf=cf)
+        assert kvrpcpb.RawPutRequest.FromString(requests.put(key, value, ttl, cf)) == put
 
 
 def test_a_get_carries_key_and_column_family() -> None:
-    request = PLAIN.get(b"k", "lock")
+    payload = PLAIN.get(b"k", "lock")
 
-    assert request.rpc is Tikv.RawGet
-    assert request.effect is Effect.READ
-    assert sent(request) == kvrpcpb.RawGetRequest(key=b"k", cf="lock")
+    assert kvrpcpb.RawGetRequest.FromString(payload) == kvrpcpb.RawGetRequest(key=b"k", cf="lock")
 
 
 def test_a_ttl_read_carries_key_and_column_family() -> None:
-    request = PLAIN.ttl(b"k", "")
+    payload = PLAIN.ttl(b"k", "")
 
-    assert request.rpc is Tikv.RawGetKeyTTL
-    assert request.effect is Effect.READ
-    assert sent(request) == kvrpcpb.RawGetKeyTTLRequest(key=b"k")
+    assert kvrpcpb.RawGetKeyTTLRequest.FromString(payload) == kvrpcpb.RawGetKeyTTLRequest(key=b"k")
 
 
-def test_a_put_carries_a_ttl_and_may_be_made_twice() -> None:
-    request = PLAIN.put(b"k", b"v", 60, "write")
+def test_a_put_carries_a_ttl() -> None:
+    payload = PLAIN.put(b"k", b"v", 60, "write")
 
-    assert request.rpc is Tikv.RawPut
-    assert request.effect is Effect.WRITE
-    assert sent(request) == kvrpcpb.RawPutRequest(key=b"k", value=b"v", ttl=60, cf="write")
+    expected = kvrpcpb.RawPutRequest(key=b"k", value=b"v", ttl=60, cf="write")
+    assert kvrpcpb.RawPutRequest.FromString(payload) == expected
 
 
-def test_a_delete_may_be_made_twice() -> None:
-    request = PLAIN.delete(b"k", "")
+def test_a_delete_carries_key_and_column_family() -> None:
+    payload = PLAIN.delete(b"k", "")
 
-    assert request.rpc is Tikv.RawDelete
-    assert request.effect is Effect.WRITE
-    assert sent(request) == kvrpcpb.RawDeleteRequest(key=b"k")
+    assert kvrpcpb.RawDeleteRequest.FromString(payload) == kvrpcpb.RawDeleteRequest(key=b"k")
 
 
 def test_a_swap_must_not_be_made_twice() -> None:
@@ -97,28 +90,24 @@ def test_a_swap_tells_a_missing_value_from_an_empty_one() -> None:
 def test_an_atomic_client_says_so_in_every_plain_write() -> None:
     atomic = attrs.evolve(PLAIN, atomic=True)
 
+    put, delete = atomic.put(b"k", b"v", 0, ""), atomic.delete(b"k", "")
     requests: list[Request[Any]] = [
-        atomic.put(b"k", b"v", 0, ""),
-        atomic.delete(b"k", ""),
         atomic.batch_put([b"k"], [b"v"], 0, "", 9, 99).build([0]),
         atomic.batch_delete([b"k"], "", 9, 99).build([0]),
     ]
 
+    assert kvrpcpb.RawPutRequest.FromString(put).for_cas
+    assert kvrpcpb.RawDeleteRequest.FromString(delete).for_cas
     for request in requests:
         assert sent(request).for_cas
 
 
 def test_keys_of_a_keyspace_have_its_prefix() -> None:
-    requests: list[Request[Any]] = [
-        SPACE.get(b"k", ""),
-        SPACE.ttl(b"k", ""),
-        SPACE.put(b"k", b"v", 0, ""),
-        SPACE.delete(b"k", ""),
-        SPACE.compare_and_swap(b"k", None, b"v", 0, ""),
-    ]
-
-    for request in requests:
-        assert sent(request).key == PREFIX + b"k"
+    assert kvrpcpb.RawGetRequest.FromString(SPACE.get(b"k", "")).key == PREFIX + b"k"
+    assert kvrpcpb.RawGetKeyTTLRequest.FromString(SPACE.ttl(b"k", "")).key == PREFIX + b"k"
+    assert kvrpcpb.RawPutRequest.FromString(SPACE.put(b"k", b"v", 0, "")).key == PREFIX + b"k"
+    assert kvrpcpb.RawDeleteRequest.FromString(SPACE.delete(b"k", "")).key == PREFIX + b"k"
+    assert sent(SPACE.compare_and_swap(b"k", None, b"v", 0, "")).key == PREFIX + b"k"
 
 
 @pytest.mark.parametrize(("requests", "prefix"), [(PLAIN, b""), (SPACE, PREFIX)])

@@ -20,6 +20,7 @@ from tikv_rpc.exec_details import (
     ExecDetailsCollector as ExecDetailsCollector,
     collect_exec_details as collect_exec_details,
 )
+from tikv_rpc.express import Express as Express
 from tikv_rpc.frontend.portal import Pages as Pages, Portal as Portal
 from tikv_rpc.intercept import Attempt as Attempt, Interceptor as Interceptor, Proceed as Proceed
 from tikv_rpc.observed import (

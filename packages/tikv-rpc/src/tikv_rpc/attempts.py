@@ -140,8 +140,14 @@ class RetryRegion:
         rpc, options = self.rpc, call.options
         selector: Selector | None = None
         began = 0.0
-        failure: RpcError | None
+        outcome: Resp | RpcError
         route = rpc.known_route(entry, options) if options.is_plain and not request.first else None
+        if call.tried is not None:
+            tried, call.tried, route = call.tried, None, None
+            if tried.entry is entry:
+                selector = rpc.selector(entry, request, call)
+                selector.begin(tried.route.target)
+                await self._after(entry, selector, tried.route, request, tried.outcome, call)
         while True:
             if route is None:
                 if selector is None:
@@ -149,32 +155,43 @@ class RetryRegion:
                 route = await rpc.find_route(entry, selector, request, call)
                 began = call.now()
             try:
-                response = await self.inner.execute(entry, route, request, call)
+                outcome = await self.inner.execute(entry, route, request, call)
             except RpcError as error:
-                failure = error
+                outcome = error
             except anyio.get_cancelled_exc_class():
                 # Perhaps because another part of the same write failed; what this one wrote, nobody will learn.
                 if request.effect is not Effect.READ:
                     call.lost = RpcError(route.client.address, request.rpc.name, "CANCELLED", "given up")
                 raise
             else:
-                if not response.HasField("region_error"):
+                if not outcome.HasField("region_error"):
                     if selector is not None:
                         self._after_success(entry, route, call, call.now() - began)
-                    return response
-                failure = None
+                    return outcome
             if selector is None:
                 selector = rpc.selector(entry, request, call)
                 selector.begin(route.target)
             else:
                 selector.spend(route.target, call.now() - began)
-            if not request.first:
-                request.first = manner(route.target, is_leader=route.target.index == entry.leader)
-            if failure is not None:
-                await self._after_failure(entry, selector, route, request.effect, failure, call)
-            else:
-                await self._after_region_error(entry, selector, route, request.effect, response, call)
+            await self._after(entry, selector, route, request, outcome, call)
             route = None
+
+    async def _after(
+        self,
+        entry: RegionEntry,
+        selector: Selector,
+        route: Route,
+        request: Request[Resp],
+        outcome: Resp | RpcError,
+        call: Call,
+    ) -> None:
+        """Decide what an attempt that was not answered, or with a region error, means; return to try again."""
+        if not request.first:
+            request.first = manner(route.target, is_leader=route.target.index == entry.leader)
+        if isinstance(outcome, RpcError):
+            await self._after_failure(entry, selector, route, request.effect, outcome, call)
+        else:
+            await self._after_region_error(entry, selector, route, request.effect, outcome, call)
 
     def _after_success(self, entry: RegionEntry, route: Route, call: Call, seconds: float) -> None:
         """Learn from an answer."""
@@ -192,7 +209,7 @@ class RetryRegion:
         self.rpc.totals.rpc_errors[error.code] += 1
         if error.code == _WRONG_CLUSTER:
             route.client.close()
-        elif error.sent and effect is not Effect.READ:
+        if hides_outcome(error, effect):
             call.lost = error
             if effect is Effect.ONCE:
                 raise UndeterminedError(call.operation) from error
@@ -283,6 +300,11 @@ class RetryRegion:
         else:
             self.rpc.watch.slowness.mark_slow(store)
         selector.on_busy(route.target, wait)
+
+
+def hides_outcome(error: RpcError, effect: Effect) -> bool:
+    """Tell whether an attempt that failed may have been applied."""
+    return error.sent and effect is not Effect.READ and error.code != _WRONG_CLUSTER
 
 
 def _check_valid(entry: RegionEntry, cause: RpcError) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
+import attrs
 from tikv_pd import BackoffKind, Deadline, TikvError
 from tikv_pd.backoff import REGION_SCHEDULING
 from tikv_pd.errors import RpcError
+from tikv_region import RegionEntry
 
 from tikv_rpc.options import DEFAULT_OPTIONS, RequestOptions
 from tikv_rpc.waits import CountedBackoffer, Waits
@@ -16,13 +18,27 @@ FREE_RETRIES: Final = 8
 """Retries an operation makes without any wait. Two stores that each name the other as leader would else spin."""
 
 
+@attrs.frozen
+class Tried:
+    """An attempt that was made before the operation came to its plans; it failed."""
+
+    entry: RegionEntry
+    """The Region."""
+    route: Any
+    """A `route.Route`: the way."""
+    outcome: Any
+    """The RpcError, or the response with its region error."""
+    deadline: float
+    """When the operation must have ended, on the client's clock."""
+
+
 class Call(Deadline):
     """One operation under way: its deadline, and what it goes through until then.
 
     A plain slotted class: one is made for each call, on the hot path, where a deadline of its own would cost too much.
     """
 
-    __slots__ = ("_backoffer", "cause", "lost", "options", "unwaited", "waits", "wrote")
+    __slots__ = ("_backoffer", "cause", "lost", "options", "tried", "unwaited", "waits", "wrote")
 
     def __init__(
         self,
@@ -45,6 +61,8 @@ class Call(Deadline):
         """The failure that hid the outcome of a write attempt, if one did; kept when a later attempt is answered."""
         self.wrote = False
         """Whether a part of a write over many Regions was applied."""
+        self.tried: Tried | None = None
+        """The attempt to go on after; whoever does takes it."""
         self.unwaited = 0
         """Retries made without a wait."""
         self.waits = waits
@@ -62,6 +80,12 @@ class Call(Deadline):
         if self._backoffer is None:
             self._backoffer = CountedBackoffer(self, self.waits)
         return self._backoffer
+
+    def go_on(self, tried: Tried | None, lost: RpcError | None) -> None:
+        """Go on after an attempt, whose failure may have hidden the outcome of a write."""
+        self.tried, self.lost = tried, lost
+        if tried is not None:
+            self.at = tried.deadline
 
     def wait_by(self, waits: Waits) -> None:
         """Have others hear of its waits from now on."""
@@ -95,6 +119,7 @@ class Call(Deadline):
         branch.cause = self.cause
         branch.lost = None
         branch.wrote = False
+        branch.tried = None
         branch.unwaited = self.unwaited
         return branch
 

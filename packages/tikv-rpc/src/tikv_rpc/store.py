@@ -135,6 +135,12 @@ class StoreClient:
         batch = self._forwarded(forward) if forward else self._batch
         return batch.call(batch_field, context, request.payload, deadline, timeout, priority)
 
+    def batched(
+        self, batch_field: str, context: bytes, payload: bytes, deadline: float, timeout: float
+    ) -> Coroutine[Any, Any, Any]:
+        """Send a request by BatchCommands and return its response, once awaited; see `BatchClient.call`."""
+        return self._batch.call(batch_field, context, payload, deadline, timeout)
+
     def stats(self) -> BatchStats:
         """Return the counters of all its connections together."""
         return BatchStats.total(
