@@ -203,15 +203,19 @@ async def _perform(client: TransactionClient, recording: Recording, script: Scri
 
 
 async def _look(client: TransactionClient, recording: Recording, script: Script) -> None:
-    """Read without a transaction."""
     await anyio.sleep(script.start + script.pause)
     with anyio.move_on_after(script.patience), suppress(*EXPECTED):
-        if script.mode == "latest":
-            await recording.read_latest(client, [key for _, key in script.steps])
-        elif script.mode == "stale":
-            await recording.read_snapshot(client.snapshot(staleness=max(script.pause, 0.001)))
-        elif recording.txns:
-            await recording.read_snapshot(client.snapshot(recording.txns[-1].start_ts))
+        await look(client, recording, script.mode, [key for _, key in script.steps], max(script.pause, 0.001))
+
+
+async def look(client: TransactionClient, recording: Recording, way: str, keys: list[bytes], staleness: float) -> None:
+    """Read in one of the ways of `LOOKS`."""
+    if way == "latest":
+        await recording.read_latest(client, keys)
+    elif way == "stale":
+        await recording.read_snapshot(client.snapshot(staleness=staleness))
+    elif recording.txns:
+        await recording.read_snapshot(client.snapshot(recording.txns[-1].start_ts))
 
 
 async def _change(cluster: VirtualCluster, changes: tuple[Change, ...]) -> None:

@@ -18,7 +18,7 @@ from tikv_txn import TransactionClient
 from tests.transactions.bank import CONFIG
 from tests.transactions.history import Outcome, check
 from tests.transactions.recording import Recording
-from tests.transactions.schedules import EXPECTED, MODES, STEPS
+from tests.transactions.schedules import EXPECTED, LOOKS, MODES, STEPS, look
 from tests.transactions.turmoil import turmoil, unlocked
 
 SECONDS = float(os.environ.get("TRANSACTIONS_SECONDS", "3"))
@@ -38,6 +38,11 @@ async def work(client: TransactionClient, recording: Recording, choices: random.
     while True:
         options, timeout = MODES[choices.choice(list(MODES))], choices.choice([0.01, 0.03, 0.1, None, None])
         with suppress(*EXPECTED), anyio.move_on_after(choices.choice([0.02, 10, 10, 10, 10])):
+            if choices.random() < 0.2:
+                await look(
+                    client, recording, choices.choice(LOOKS), choices.sample(KEYS, 3), choices.uniform(0.001, 0.1)
+                )
+                continue
             async with recording.transaction(client, options, timeout=timeout) as txn:
                 for _ in range(choices.randrange(1, 5)):
                     await STEPS[choices.choice(kinds)](txn, choices.choice(KEYS))
@@ -61,7 +66,7 @@ async def test_clients_see_snapshots_whatever_happens(seed: int) -> None:
 
     outcomes = [txn.outcome for txn in recording.txns]
     assert outcomes.count(Outcome.COMMITTED) > 10 * SECONDS
-    assert check(recording.txns) == []
+    assert check(recording.txns, recording.latest) == []
 
 
 async def live(cluster: EmbeddedCluster, recording: Recording, seed: str) -> None:

@@ -17,7 +17,7 @@ import tikv_rpc.batch
 from hypothesis import HealthCheck, given, register_random, settings
 from tikv_pd.testing import virtual_time
 
-from tests.transactions.history import Outcome, check
+from tests.transactions.history import Outcome, Read, check
 from tests.transactions.schedules import (
     KEYS,
     MODES,
@@ -78,6 +78,31 @@ def test_a_new_leader_commits_nothing_below_what_the_old_one_let_others_read() -
 
     assert [txn.outcome for txn in result.history] == [Outcome.COMMITTED] * 5
     assert_right(result)
+
+
+def test_nothing_is_committed_below_a_stale_read() -> None:
+    primer = Script(0, "causal", (("put", KEYS[0]),))
+    writer = Script(0, "causal", (("put", KEYS[0]),), start=0.1, pause=0.2)
+    reader = Script(1, "stale", (), start=0.3, pause=0.01)
+
+    result = outcome_of(Schedule((primer, writer, reader)))
+
+    assert [txn.outcome for txn in result.history] == [Outcome.COMMITTED] * 5
+    assert result.history[1].steps[0] == Read(KEYS[0], result.history[0].writes[KEYS[0]])
+    assert_right(result)
+
+
+@pytest.mark.parametrize("mode", ["2pc", "async commit"])
+def test_what_is_newest_is_seen_before_the_locks_on_it_are_put_away(mode: str) -> None:
+    writer = Script(0, mode, (("put", KEYS[0]), ("put", KEYS[3])))
+    reader = Script(1, "latest", tuple(("get", key) for key in KEYS), start=0.1)
+    slow = tuple([Fault()] * number + [Fault(before=1.0)] * 2 for number in (2, 3))
+
+    for faults in slow:
+        result = outcome_of(Schedule((writer, reader), faults=(*faults,)))
+
+        assert len(result.latest) == 4
+        assert_right(result)
 
 
 @pytest.mark.parametrize("mode", MODES)
