@@ -1,7 +1,11 @@
-"""Writes the blocking twin of an async client: `python .ci/blocking.py`, with ruff installed, after the client changed.
+"""Writes the blocking twins of async clients: `python .ci/blocking.py`, with ruff installed, after a client changed.
 
-The twin has the public methods of the client's class and of those it inherits from, with their parameters, overloads
+A twin has the public members of its class and of those that this one inherits from, with their parameters, overloads
 and docstrings, and hands each call over to a portal. `tests/contracts` compares what is committed with what this makes.
+
+A template, in `.ci/blocking`, says what is not so simple. Where it has a method that the async class has, its body is
+taken, and the rest from there; where it has a docstring for a class, that is put at the end of the class's own. `(...)`
+stands for the arguments of the method.
 """
 
 from __future__ import annotations
@@ -11,14 +15,25 @@ import inspect
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-TARGET = ROOT / "packages" / "tikv-raw" / "src" / "tikv_raw" / "sync.py"
+TEMPLATES = Path(__file__).with_suffix("")
 WORDS = [
-    (r"`async (with|for)`", r"`\1`"),
+    # The longer ones first.
+    (r", to be begun by `async with` or by `await`\.", " that has begun."),
+    (
+        r"The tasks of one event loop may read and write in one transaction[^.;]*; other\s+threads must not\.",
+        "One thread at a time may use it, its scans and its savepoints.",
+    ),
+    (r"(writes behind is not\.) Several tasks may iterate over one scan: each\s+pair goes to one of them\.", r"\1"),
+    (r"`with` or `async with` block", "`with` block"),
+    (r"`tikv_txn.transactional`", "`tikv_txn.sync.transactional`"),
+    (r"\b([Aa])n async function\b", r"\1 function"),
+    (r"\basync (with|for|def)\b", r"\1"),
+    (r"\bawait (?=\w)", ""),
     (r"\btask\b", "thread"),
     (r"\btasks\b", "threads"),
     (r"\baclose\b", "close"),
@@ -27,133 +42,148 @@ WORDS = [
     (r"\bCancellation:", "Interrupted:"),
 ]
 """What docstrings say of awaiting, and of blocking."""
-OWN = {"__init__", "__aenter__", "__aexit__", "aclose"}
-"""Methods that the template below writes itself."""
+WIDTH = 120
+"""Characters of a line; what is too much goes to the next line, if that is of the same paragraph."""
+SPELLED = {
+    "aclose": "close",
+    "__aenter__": "__enter__",
+    "__aexit__": "__exit__",
+    "__aiter__": "__iter__",
+    "__anext__": "__next__",
+}
+"""Members that are called otherwise in a twin, and are always written by the template."""
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-TEMPLATE = '''
-"""The raw client for programs that do not await: the same names, parameters and results, from any thread.
 
-Written by `.ci/blocking.py` after the async client: change that one, and run the script.
-"""
+class Twin(NamedTuple):
+    """How a class gets the members that its template does not write."""
 
-from __future__ import annotations
+    module: str
+    """Where its async class of the same name is."""
+    inner: str = ""
+    """The attribute with the async object; empty when the template writes all."""
+    is_local: bool = False
+    """Whether functions that do not await run in the caller's thread, not in the event loop's."""
+    translated: frozenset[str] = frozenset()
+    """Functions that only have to forget about awaiting."""
 
-class Scan(Pages[tuple[bytes, bytes]]):
-    """SCAN_DOC"""
 
-    def __init__(self, portal: Portal, scan: tikv_raw.scan.Scan) -> None:
-        super().__init__(portal, scan._take_page, scan.aclose)
+class Module(NamedTuple):
+    """A module to be written."""
 
-class RawClient:
-    """CLIENT_DOC"""
+    target: Path
+    twins: dict[str, Twin]
+    functions: tuple[tuple[str, str], ...] = ()
+    """Functions that only have to forget about awaiting, after the module that they are in."""
 
-    def __init__(INIT) -> None:
-        self._client = tikv_raw.client.RawClient(INIT_ARGUMENTS)
-        self._portal = Portal(self._client, "RawClient")
 
-    def __enter__(self) -> Self:
-        self._portal.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._portal.close()
-
-    def close(self) -> None:
-        """Close the client; calls under way fail with ClosedError, or UndeterminedError for a write that was sent.
-
-        Closing twice is fine, and a closed client may be opened again. Any thread may close it.
-
-        Raises:
-            ConfigError: it is called in the client's own thread, by a callback.
-        """
-        self._portal.close()
-
-    def _view(self, client: tikv_raw.client.RawClient) -> Self:
-        """Return a client for a view of the async one, on the same portal."""
-        view = copy(self)
-        view._client = client
-        return view
-'''
-THREADS = """
-
-    An event loop runs in a thread of its own while the client is open, also beside a running one, as in a notebook.
-    Ctrl-C interrupts a call and leaves the client usable. Callbacks, and iterables of keys and pairs, run in the
-    client's thread, where calling the client raises ConfigError. Processes fork before they open their first client;
-    in a later fork's child clients raise ClosedError. A program that exits closes what it forgot to close."""
+MODULES = {
+    "tikv_raw": Module(
+        ROOT / "packages" / "tikv-raw" / "src" / "tikv_raw" / "sync.py",
+        {"Scan": Twin("tikv_raw.scan"), "RawClient": Twin("tikv_raw.client", "_client")},
+    ),
+    "tikv_txn": Module(
+        ROOT / "packages" / "tikv-txn" / "src" / "tikv_txn" / "sync.py",
+        {
+            "Scan": Twin("tikv_txn.scan"),
+            "Snapshot": Twin("tikv_txn.snapshot", "_snapshot"),
+            "TransactionScan": Twin("tikv_txn.transaction_scan"),
+            "Savepoint": Twin("tikv_txn.savepoint", "_savepoint", is_local=True),
+            "Transaction": Twin("tikv_txn.transaction", "_transaction", is_local=True),
+            "TransactionClient": Twin("tikv_txn.client", "_client", translated=frozenset({"transactional"})),
+        },
+        (("tikv_txn.client", "transactional"),),
+    ),
+}
+"""By their packages."""
 
 
 def main() -> None:
-    """Write the module anew."""
-    TARGET.write_text(generate(), encoding="utf-8")
-    for command in (["check", "--select", "I", "--fix"], ["format"]):
-        subprocess.run([sys.executable, "-m", "ruff", *command, str(TARGET)], check=True)  # noqa: S603  # ours
+    """Write the modules anew."""
+    for package, module in MODULES.items():
+        module.target.write_text(generate(package), encoding="utf-8")
+        for command in (["check", "--select", "I", "--fix"], ["format"]):
+            subprocess.run([sys.executable, "-m", "ruff", *command, str(module.target)], check=True)  # noqa: S603  # ours
 
 
-def generate() -> str:
-    """Return the source of the twin, unformatted."""
-    import tikv_raw.client  # noqa: PLC0415  # the client may be broken when this module is imported
-    import tikv_raw.scan  # noqa: PLC0415
-
-    client, scan = tikv_raw.client.RawClient, tikv_raw.scan.Scan
-    classes = [cls for cls in client.__mro__ if cls.__module__.startswith("tikv_raw.")]
-    nodes = [(node, inspect.getmodule(cls)) for cls in classes for node in methods(cls)]
-    init = next(node for node, _ in nodes if node.name == "__init__")
-    public = [(node, module) for node, module in nodes if node.name not in OWN and not node.name.startswith("_")]
-    text = TEMPLATE.replace("SCAN_DOC", blocking(docstring(scan))).replace(
-        "CLIENT_DOC", before_source(blocking(docstring(client)), THREADS)
-    )
-    text = text.replace("INIT_ARGUMENTS", arguments(init)).replace("INIT", ast.unparse(init.args))
-    tree = ast.parse(text)
-    (twin,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "RawClient"]
-    overloaded = {node.name for node, _ in public if is_overload(node)}
-    twin.body += [method(node, overloaded) for node, _ in public]
-    modules = [module for _, module in public if module is not None] + [sys.modules[client.__module__]]
-    tree.body[2:2] = imports(tree, modules)
+def generate(package: str) -> str:
+    """Return the source of a package's twins, unformatted."""
+    made = MODULES[package]
+    tree = ast.parse((TEMPLATES / f"{package}.txt").read_text(encoding="utf-8"))
+    sources = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            sources |= complete(node, made.twins[node.name], set(made.twins))
+    for module, function in made.functions:
+        tree.body += [blocking(node) for node in named(source_of(module).body, function)]
+    tree.body[2:2] = imports(tree, sources)
     return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
 
 
-def definition(cls: type) -> ast.ClassDef:
-    """Return the source of a class."""
-    module = inspect.getmodule(cls)
-    assert module is not None
-    nodes = ast.parse(inspect.getsource(module)).body
-    return next(node for node in nodes if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+def complete(twin: ast.ClassDef, how: Twin, twins: set[str]) -> set[str]:
+    """Give a template's class what it lacks; return the modules that this comes from."""
+    original = getattr(import_module(how.module), twin.name)
+    classes = [cls for cls in original.__mro__ if cls.__module__.partition(".")[0] == how.module.partition(".")[0]]
+    doc = in_words(ast.get_docstring(definition(original), clean=False))
+    addition = ast.get_docstring(twin, clean=False)
+    if addition is not None:
+        del twin.body[0]
+        doc = with_paragraph(doc, addition)
+    twin.body.insert(0, ast.Expr(ast.Constant(doc)))
+    written = {node.name: node for node in twin.body if isinstance(node, ast.FunctionDef)}
+    for cls in classes:
+        for node in methods(cls):
+            own = written.get(SPELLED.get(node.name, node.name))
+            if own is not None:
+                adopt(own, node)
+            elif not node.name.startswith("_") and how.inner:
+                twin.body.append(member(node, how, twins, overloaded(cls)))
+    return {cls.__module__ for cls in classes}
 
 
-def methods(cls: type) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Return what a class defines by itself, overloads included."""
-    return [each for each in definition(cls).body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))]
-
-
-def docstring(cls: type) -> str | None:
-    """Return a class's docstring as it is written; from 3.13 on, `__doc__` is not."""
-    return ast.get_docstring(definition(cls), clean=False)
-
-
-def method(node: ast.FunctionDef | ast.AsyncFunctionDef, overloaded: set[str]) -> ast.FunctionDef:
-    """Return the twin of a method."""
+def adopt(own: ast.FunctionDef, node: Function) -> None:
+    """Give a method of a template the parameters and the docstring of its original, as far as it has none."""
+    if node.name == "__init__" and len(own.args.args) > 1:
+        return
+    if node.name not in SPELLED:
+        own.args = blocking(node).args
     doc = ast.get_docstring(node, clean=False)
-    body: list[ast.stmt] = [] if doc is None else [ast.Expr(ast.Constant(blocking(doc)))]
+    if doc is not None and ast.get_docstring(own) is None:
+        own.body.insert(0, ast.Expr(ast.Constant(in_words(doc))))
+    for call in ast.walk(own):
+        if isinstance(call, ast.Call) and [ast.unparse(each) for each in call.args] == ["..."]:
+            call.args, call.keywords = arguments(node)
+
+
+def member(node: Function, how: Twin, twins: set[str], overloads: set[str]) -> ast.FunctionDef:
+    """Return the twin of a method or a property."""
+    if node.name in how.translated:
+        translated: ast.FunctionDef = blocking(node)
+        return translated
+    doc = ast.get_docstring(node, clean=False)
+    body: list[ast.stmt] = [] if doc is None else [ast.Expr(ast.Constant(in_words(doc)))]
     returns = ast.unparse(node.returns) if node.returns is not None else "None"
+    function, given = f"self.{how.inner}.{node.name}", ast.unparse(ast.Call(ast.Name("_"), *arguments(node)))[2:-1]
+    handed = ", ".join(filter(None, [function, given]))
     if is_overload(node):
         body.append(ast.Expr(ast.Constant(...)))
     else:
-        call = f"self._client.{node.name}({arguments(node)})"
-        function = f"self._client.{node.name}"
-        if isinstance(node, ast.AsyncFunctionDef):
-            if node.name in overloaded:
+        if is_property(node):
+            call = function
+        elif isinstance(node, ast.AsyncFunctionDef):
+            if node.name in overloads:
                 # A type checker cannot tell which one is handed over.
                 body += ast.parse(f"function: Callable[..., Coroutine[Any, Any, {returns}]] = {function}").body
-                function = "function"
-            call = f"self._portal.call({', '.join(filter(None, [function, arguments(node)]))})"
-        elif returns == "Scan":
-            call = f"Scan(self._portal, {call})"
+                handed = handed.replace(function, "function", 1)
+            call = f"self._portal.call({handed})"
+        elif how.is_local or returns in {*twins, "Self"}:
+            call = f"{function}({given})"
+        else:
+            call = f"self._portal.run({handed})"
+        if returns in twins:
+            call = f"{returns}(self._portal, {call})"
         elif returns == "Self":
             call = f"self._view({call})"
-        else:
-            call = f"self._portal.run({', '.join(filter(None, [function, arguments(node)]))})"
         body += ast.parse(call if returns == "None" else f"return {call}").body
     (twin,) = ast.parse(f"def {node.name}(): ...").body
     assert isinstance(twin, ast.FunctionDef)
@@ -161,44 +191,135 @@ def method(node: ast.FunctionDef | ast.AsyncFunctionDef, overloaded: set[str]) -
     return twin
 
 
-def is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def source_of(module: str) -> ast.Module:
+    """Return the source of a module."""
+    return ast.parse(inspect.getsource(sys.modules[module]))
+
+
+def named(body: list[ast.stmt], name: str) -> list[Any]:
+    """Return the functions and classes of that name, overloads included."""
+    return [node for node in body if isinstance(node, ast.ClassDef | Function) and node.name == name]
+
+
+def definition(cls: type) -> ast.ClassDef:
+    """Return the source of a class, with its docstring as it is written; from 3.13 on, `__doc__` is not."""
+    (node,) = named(source_of(cls.__module__).body, cls.__name__)
+    assert isinstance(node, ast.ClassDef)
+    return node
+
+
+def methods(cls: type) -> list[Function]:
+    """Return what a class defines by itself, overloads included."""
+    return [each for each in definition(cls).body if isinstance(each, Function)]
+
+
+def overloaded(cls: type) -> set[str]:
+    """Return the names of the methods that have overloads."""
+    return {node.name for node in methods(cls) if is_overload(node)}
+
+
+def is_overload(node: Function) -> bool:
     """Tell whether a method only declares how another is called."""
     return any(isinstance(each, ast.Name) and each.id == "overload" for each in node.decorator_list)
 
 
-def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+def is_property(node: Function) -> bool:
+    """Tell whether a method is read like an attribute."""
+    return any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list)
+
+
+def arguments(node: Function) -> tuple[list[ast.expr], list[ast.keyword]]:
     """Return how a method hands on what it is given."""
     positional = [each.arg for each in (*node.args.posonlyargs, *node.args.args) if each.arg != "self"]
-    return ", ".join([*positional, *(f"{each.arg}={each.arg}" for each in node.args.kwonlyargs)])
+    handed: list[ast.expr] = [ast.Name(name) for name in positional]
+    if node.args.vararg is not None:
+        handed.append(ast.Starred(ast.Name(node.args.vararg.arg)))
+    return handed, [ast.keyword(each.arg, ast.Name(each.arg)) for each in node.args.kwonlyargs]
 
 
-def imports(tree: ast.Module, modules: list[ModuleType]) -> list[ast.stmt]:
-    """Return imports of the names that a module uses, found where the client's modules import or define them."""
+class Blocking(ast.NodeTransformer):
+    """Forgets about awaiting."""
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> Any:
+        """`async def` is `def`."""
+        return self.visit(ast.FunctionDef(**{field: getattr(node, field) for field in node._fields}))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """The docstring says so, too."""
+        doc = ast.get_docstring(node, clean=False)
+        if doc is not None:
+            node.body[0] = ast.Expr(ast.Constant(in_words(doc)))
+        return self.generic_visit(node)
+
+    def visit_Await(self, node: ast.Await) -> Any:
+        """`await x` is `x`."""
+        return self.visit(node.value)
+
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        """What is awaited is there."""
+        kind = node.value.id if isinstance(node.value, ast.Name) else ""
+        if kind == "Awaitable":
+            return self.visit(node.slice)
+        if kind == "Coroutine" and isinstance(node.slice, ast.Tuple):
+            return self.visit(node.slice.elts[-1])
+        return self.generic_visit(node)
+
+
+def blocking(node: ast.AST) -> Any:
+    """Return a piece of source without awaiting."""
+    return Blocking().visit(ast.parse(ast.unparse(node)).body[0])
+
+
+def imports(tree: ast.Module, modules: set[str]) -> list[ast.stmt]:
+    """Return imports of the names that a module uses, found where the clients' modules import or define them."""
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     found = {"Portal": "tikv_rpc", "Pages": "tikv_rpc", "copy": "copy", "Coroutine": "collections.abc"}
-    for module in modules:
-        for node in ast.parse(inspect.getsource(module)).body:
+    found |= {"Iterator": "collections.abc", "suppress": "contextlib"}
+    for module in sorted(modules):
+        for node in source_of(module).body:
             if isinstance(node, ast.ImportFrom) and node.module is not None:
                 found |= {alias.name: node.module for alias in node.names if alias.asname in {None, alias.name}}
-            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                found[node.target.id] = module.__name__
-    names = sorted(name for name in used & set(found) if name not in {"RawClient", "Scan"})
-    lines = [f"from {found[name]} import {name}" for name in names]
-    return ast.parse("\n".join(["import tikv_raw.client", "import tikv_raw.scan", *lines])).body
+            for target in [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", ()):
+                found[ast.unparse(target)] = module
+    own = {name for node in tree.body for name in defined(node)}
+    lines = [f"from {found[name]} import {name}" for name in sorted(used & set(found) - own)]
+    return ast.parse("\n".join(lines)).body
 
 
-def blocking(doc: Any) -> str:
-    """Return what a docstring says of a client that blocks."""
+def defined(node: ast.stmt) -> list[str]:
+    """Return the names that a statement defines or imports."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [alias.name for alias in node.names]
+    return (
+        [node.name]
+        if isinstance(node, ast.ClassDef)
+        else [ast.unparse(node.target)]
+        if isinstance(node, ast.AnnAssign)
+        else []
+    )
+
+
+def in_words(doc: Any) -> str:
+    """Return what a docstring says of what blocks."""
     text = str(doc)
     for pattern, replacement in WORDS:
         text = re.sub(pattern, replacement, text)
-    return text
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if len(line) > WIDTH:
+            end = line.rindex(" ", 0, WIDTH + 1)
+            if not lines[number + 1].strip():
+                lines.insert(number + 1, re.sub(r"\S.*", "", line))
+            following = lines[number + 1].lstrip()
+            indent = lines[number + 1].removesuffix(following)
+            lines[number : number + 2] = line[:end], f"{indent}{line[end + 1 :]} {following}".rstrip()
+    return "\n".join(lines)
 
 
-def before_source(doc: str, addition: str) -> str:
+def with_paragraph(doc: str, addition: str) -> str:
     """Return a docstring with a paragraph more, above its source."""
     head, source = doc.split("\n\n    Source:")
-    return f"{head}{addition}\n\n    Source:{source}"
+    return f"{head}\n\n    {addition}\n\n    Source:{source}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import inspect
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
@@ -29,6 +29,7 @@ MODULES = [
     "tikv_raw",
     "tikv_raw.sync",
     "tikv_txn",
+    "tikv_txn.sync",
     "tikv_txn.testing",
     "tikv_embedded",
 ]
@@ -46,6 +47,7 @@ SIGNED = [
     "tikv_raw",
     "tikv_raw.sync",
     "tikv_txn",
+    "tikv_txn.sync",
     "tikv_txn.testing",
 ]
 
@@ -68,7 +70,9 @@ def exported(module_name: str) -> list[str]:
     return sorted(
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", "").partition(".")[0] == package
+        if not name.startswith("_")
+        and getattr(value, "__module__", "").partition(".")[0] == package
+        and not isinstance(value, (TypeVar, ParamSpec))
     )
 
 

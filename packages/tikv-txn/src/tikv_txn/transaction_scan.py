@@ -73,9 +73,7 @@ class TransactionScan(AsyncIterator[tuple[bytes, bytes]]):
 
     async def aclose(self) -> None:
         """End the scan: nothing is fetched any more, iterating ends, also for a task that waits for a pair now."""
-        self._is_closed = True
-        self._page = None
-        scan, self._scan = self._scan, None
+        scan = self._end()
         if scan is not None:
             await scan.aclose()
 
@@ -86,6 +84,13 @@ class TransactionScan(AsyncIterator[tuple[bytes, bytes]]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _end(self) -> PagedScan | None:
+        """End it, and return what else has to be closed."""
+        self._is_closed = True
+        self._page = None
+        scan, self._scan = self._scan, None
+        return scan
 
     @cached_property
     def _turning(self) -> anyio.Lock:
