@@ -20,7 +20,7 @@ import attrs
 import pytest
 
 PACKAGES = Path(__file__).parents[2] / "packages"
-MODULES = ["tikv_pd", "tikv_region", "tikv_rpc", "tikv_raw", "tikv_txn"]
+MODULES = ["tikv_pd", "tikv_region", "tikv_rpc", "tikv_rpc.resource_control", "tikv_raw", "tikv_txn"]
 NEEDED: Final[Mapping[str, dict[str, Any]]] = {
     "SecurityConfig": {"ca_path": "ca.pem"},
     "BreakerConfig": {"threshold": 50},

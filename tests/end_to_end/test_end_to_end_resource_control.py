@@ -20,20 +20,17 @@ from tikv_rpc import (
     Attempt,
     Effect,
     Interceptor,
-    PdTokens,
     Proceed,
     Request,
     RequestOptions,
-    ResourceControl,
-    ResourceControlConfig,
     ResourceGroupNotFound,
     ResourceGroupThrottled,
     RetryRegion,
     RpcClient,
     Settle,
-    collect_ru,
     dispatch,
 )
+from tikv_rpc.resource_control import PdTokens, ResourceControl, ResourceControlConfig, collect_ru
 
 Connect = Callable[[ResourceControl], AbstractAsyncContextManager["Kv"]]
 

@@ -142,7 +142,7 @@ class RawClient(RangeOperations):
             replica_read: Which replica serves reads.
             match_labels: Labels of the stores, such as `{"zone": "a"}`, whose replicas are preferred.
             request_source: Who asks, for the stores' statistics and limits.
-            resource_group: On whose account. Stores see it; `tikv_rpc.ResourceControl` as an interceptor limits it.
+            resource_group: On whose account. Stores see it; an interceptor of `tikv_rpc.resource_control` limits it.
             requests: All that stores may be asked for, in place of what this client asks; the options above go on top.
 
         Returns:

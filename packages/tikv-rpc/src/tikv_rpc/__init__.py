@@ -63,25 +63,10 @@ from tikv_rpc.plan import (
     Splittable as Splittable,
 )
 from tikv_rpc.request import Effect as Effect, Request as Request
-from tikv_rpc.resource_control.cost import RuModel as RuModel
-from tikv_rpc.resource_control.details import (
-    RuCollector as RuCollector,
-    RuDetails as RuDetails,
-    collect_ru as collect_ru,
-)
-from tikv_rpc.resource_control.errors import (
+from tikv_rpc.resource_errors import (
     ResourceGroupNotFound as ResourceGroupNotFound,
     ResourceGroupThrottled as ResourceGroupThrottled,
     ResourceGroupUnavailable as ResourceGroupUnavailable,
-)
-from tikv_rpc.resource_control.interceptor import ResourceControl as ResourceControl
-from tikv_rpc.resource_control.ru_v2 import RuV2Weights as RuV2Weights
-from tikv_rpc.resource_control.settings import ResourceControlConfig as ResourceControlConfig
-from tikv_rpc.resource_control.source import PdTokens as PdTokens, TokenSource as TokenSource
-from tikv_rpc.resource_control.stats import (
-    GroupCounts as GroupCounts,
-    GroupStats as GroupStats,
-    RuSeries as RuSeries,
 )
 from tikv_rpc.route import Route as Route, Routes as Routes
 from tikv_rpc.stats import BatchStats as BatchStats, RpcStats as RpcStats, StoreStats as StoreStats

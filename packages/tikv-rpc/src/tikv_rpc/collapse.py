@@ -20,7 +20,7 @@ from tikv_rpc.attempts import RegionPlan
 from tikv_rpc.call import Call
 from tikv_rpc.errors import RelocateError
 from tikv_rpc.request import Effect, Request
-from tikv_rpc.resource_control.errors import (
+from tikv_rpc.resource_errors import (
     ResourceGroupNotFound,
     ResourceGroupThrottled,
     ResourceGroupUnavailable,

@@ -16,7 +16,8 @@ from tikv_pd.testing import virtual_time
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv
 from tikv_region import RegionEntry, StoreEntry
-from tikv_rpc import Attempt, Effect, Request, RequestOptions, ResourceControl, RuDetails
+from tikv_rpc import Attempt, Effect, Request, RequestOptions
+from tikv_rpc.resource_control import ResourceControl, RuDetails
 from tikv_rpc.testing import FakeTokens
 
 

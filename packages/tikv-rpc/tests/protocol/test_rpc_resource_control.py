@@ -14,17 +14,18 @@ from tikv_pd.errors import RpcError, TikvError
 from tikv_proto import coprocessor, errorpb, kvrpcpb
 from tikv_proto.services import Rpc, Tikv
 from tikv_region import RegionEntry, StoreEntry
-from tikv_rpc import Attempt, Effect, Request, RequestOptions, RuModel, RuV2Weights
+from tikv_rpc import Attempt, Effect, Request, RequestOptions
 from tikv_rpc.fake_tokens import FakeTokens
+from tikv_rpc.resource_control import RuModel, RuV2Weights
 from tikv_rpc.resource_control.details import RuDetails, collect_ru
-from tikv_rpc.resource_control.errors import (
+from tikv_rpc.resource_control.interceptor import ResourceControl
+from tikv_rpc.resource_control.settings import ResourceControlConfig
+from tikv_rpc.resource_control.stats import GroupStats
+from tikv_rpc.resource_errors import (
     ResourceGroupNotFound,
     ResourceGroupThrottled,
     ResourceGroupUnavailable,
 )
-from tikv_rpc.resource_control.interceptor import ResourceControl
-from tikv_rpc.resource_control.settings import ResourceControlConfig
-from tikv_rpc.resource_control.stats import GroupStats
 
 MIB = 1 << 20
 

@@ -18,19 +18,17 @@ from tikv_proto.services import Tikv
 from tikv_rpc import (
     AtKey,
     Effect,
-    GroupCounts,
     Request,
     RequestOptions,
-    ResourceControl,
     ResourceGroupThrottled,
     RetryRegion,
     RpcClient,
-    RuSeries,
     TokenRequestReport,
     TokenWaitReport,
     dispatch,
 )
 from tikv_rpc.otel import OtelObserver
+from tikv_rpc.resource_control import GroupCounts, ResourceControl, RuSeries
 from tikv_rpc.testing import FakeCluster, FakeTokens
 
 GROUP = "tikv.client.resource_group."

@@ -16,16 +16,15 @@ from tikv_rpc import (
     AtKey,
     Effect,
     RequestOptions,
-    ResourceControl,
     ResourceGroupNotFound,
     ResourceGroupThrottled,
     RetryRegion,
     RpcClient,
     Settle,
-    collect_ru,
     dispatch,
 )
 from tikv_rpc.request import Request
+from tikv_rpc.resource_control import ResourceControl, collect_ru
 from tikv_rpc.testing import FakeCluster, FakeTokens
 
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from tikv_pd import Consumption, PdClient, ResourceGroup, TokenGrant, TokenRequest
 from tikv_proto import resource_manager as rmpb
-from tikv_rpc import PdTokens
+from tikv_rpc.resource_control import PdTokens
 from tikv_rpc.testing import FakeCluster
 
 

@@ -21,10 +21,10 @@ from tikv_pd import ClosedError, ConfigError, Deadline, ResourceGroup, ResourceG
 from tikv_pd.errors import TikvError
 
 from tikv_rpc.observer import CANCELLED, OK, TokenObserver, TokenRequestReport, TokenWaitReport
-from tikv_rpc.resource_control.errors import ResourceGroupNotFound, ResourceGroupThrottled, ResourceGroupUnavailable
 from tikv_rpc.resource_control.group import TARGET_PERIOD, TICK, GroupState
 from tikv_rpc.resource_control.settings import ControllerSettings, ResourceControlConfig, parse_settings
 from tikv_rpc.resource_control.source import TokenSource
+from tikv_rpc.resource_errors import ResourceGroupNotFound, ResourceGroupThrottled, ResourceGroupUnavailable
 
 DEFAULT_GROUP: Final = "default"
 """The group whose settings hold where a group has none of its own."""
