@@ -81,6 +81,7 @@ def test_a_client_works_in_a_cell_of_a_notebook(url: str) -> None:
     async def cell() -> bytes | None:
         with RawClient(url, api_version="v1ttl") as client:
             client.put(b"cell", b"1")
+            assert list(client.scan(prefix=b"cel")) == [(b"cell", b"1")]
             return client.get(b"cell")
 
     assert asyncio.run(cell()) == b"1"

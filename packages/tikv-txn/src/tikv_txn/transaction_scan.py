@@ -94,7 +94,7 @@ class TransactionScan(AsyncIterator[tuple[bytes, bytes]]):
 
     @cached_property
     def _turning(self) -> anyio.Lock:
-        # Made where it is used: it is made for the kind of event loop that runs.
+        # Made where it is used, as that of a snapshot's scan.
         return anyio.Lock(fast_acquire=True)
 
     @property

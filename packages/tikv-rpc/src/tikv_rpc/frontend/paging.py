@@ -6,6 +6,7 @@ A page is asked for before the one before it is read: whoever consumes pairs tha
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import cached_property
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
@@ -116,7 +117,6 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
         # A page at hand, and what was to be scanned before it.
         self._unread: tuple[Page, KeyRange | None, int | None] | None = None
         self._ahead: _Ahead | None = None
-        self._turning = anyio.Lock(fast_acquire=True)
 
     def __aiter__(self) -> Self:
         return self
@@ -178,6 +178,12 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
             self._rpc.tasks.start_soon(self._ahead.run, self._fetcher(self._rest))
             for _ in range(_TURNS_TO_SEND):
                 await anyio.lowlevel.checkpoint()
+
+    @cached_property
+    def _turning(self) -> anyio.Lock:
+        # Made where it is used: it is made for the kind of event loop that runs, and where the scan is made, that of a
+        # blocking client's caller may.
+        return anyio.Lock(fast_acquire=True)
 
     def _stop_ahead(self) -> None:
         if self._ahead is not None:
