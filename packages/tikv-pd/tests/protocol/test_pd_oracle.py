@@ -95,6 +95,17 @@ async def test_a_stale_timestamp_lies_in_the_past_by_pds_clock(client: PdClient,
     assert second.physical == first.physical + 1000
 
 
+async def test_a_stale_timestamp_is_never_ahead_of_pd_though_its_clock_stands_still(
+    client: PdClient, pd: FakePd
+) -> None:
+    await client.get_ts()
+    await anyio.sleep(0.04)
+
+    stale = await client.get_stale_ts(0.001)
+
+    assert stale < pd.timestamp
+
+
 @pytest.mark.parametrize("staleness", [0, -1, 1e12, float("nan"), float("inf")])
 async def test_a_staleness_that_cannot_be_is_refused(client: PdClient, staleness: float) -> None:
     with pytest.raises(ConfigError, match="staleness"):

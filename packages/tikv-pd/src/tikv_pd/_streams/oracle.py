@@ -122,13 +122,20 @@ class Oracle:
         return await self._tso.ask(None, operation, self._calls.seconds(timeout))
 
     async def stale(self, staleness: float, timeout: float | None) -> Timestamp:
-        """Return a timestamp that lies `staleness` seconds in the past by PD's clock, never less."""
+        """Return a timestamp that lies `staleness` seconds in the past by PD's clock, never less.
+
+        client-go estimates alone, and may read ahead of PD when that is not far in the past.
+        """
         if not staleness > 0:
             raise ConfigError(f"staleness must be above 0 s, got {staleness!r}")
         latest = await self.recent("get_stale_ts", timeout)
         physical = self._estimate(latest) - staleness * 1000
         if not physical > 0:
             raise ConfigError(f"staleness of {staleness:g} s reaches back before all time")
+        if physical > latest.physical:
+            # PD's clock goes in ticks: by an estimate alone this may lie ahead of it, where commits are still to come.
+            granted = await self._tso.ask(None, "get_stale_ts", self._calls.seconds(timeout))
+            physical = min(physical, granted.physical - staleness * 1000)
         return Timestamp(int(physical), 0)
 
     async def wait_for(self, ts: int, deadline: Deadline) -> Timestamp:
