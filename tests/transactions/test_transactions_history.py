@@ -1,5 +1,5 @@
 """What clients read and wrote on the embedded cluster, over real gRPC and while everything goes wrong, is a history
-that snapshot isolation allows.
+that snapshot isolation allows. `TRANSACTIONS_SECONDS=60` makes the tests longer.
 """
 
 from __future__ import annotations
@@ -53,19 +53,18 @@ async def work(client: TransactionClient, recording: Recording, choices: random.
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_clients_see_snapshots_whatever_happens(seed: int) -> None:
     recording = Recording(KEYS)
-    config = attrs.evolve(CONFIG, timeout=3.0)
     async with EmbeddedCluster(stores=3) as cluster:
         async with turmoil(cluster, KEYS, seed):
             with anyio.move_on_after(SECONDS):
                 async with anyio.create_task_group() as tasks:
                     for number in range(CLIENTS):
                         tasks.start_soon(live, cluster, recording, f"{seed}.{number}")
-        async with TransactionClient(cluster.url, config=config) as client:
+        async with TransactionClient(cluster.url, config=CONFIG) as client:
             await leave(client, recording)
             await unlocked(cluster, client)
 
     outcomes = [txn.outcome for txn in recording.txns]
-    assert outcomes.count(Outcome.COMMITTED) > 10 * SECONDS
+    assert outcomes.count(Outcome.COMMITTED) > SECONDS
     assert check(recording.txns, recording.latest) == []
 
 

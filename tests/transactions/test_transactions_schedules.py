@@ -1,8 +1,8 @@
 """Transactions of several clients under every kind of fault, in virtual time, are what snapshot isolation allows.
 
 The client is the real one, and so are TiKV's actions, which the embedded cluster carries out; between them lies a
-network in memory that hypothesis disturbs. `TRANSACTIONS_EXAMPLES=10000 pytest tests/transactions -k schedule` looks
-for longer.
+network in memory that hypothesis disturbs. `TRANSACTIONS_EXAMPLES=10000 pytest --timeout=0 tests/transactions -k every`
+looks for longer.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ from tikv_region import TxnV1Codec
 from tikv_rpc.testing import FakeCluster, FakeStore, Serve
 
 CLUSTER_ID = 7
+TICK = 0.05
+"""Seconds for which PD's physical time stands still. Source: PD tso-update-physical-interval."""
 
 
 @attrs.frozen
@@ -68,10 +70,11 @@ class Fault:
 
 
 class _ClockedPd(FakePd):
-    """Grants timestamps by the clock of the backend."""
+    """Grants timestamps by the clock of the backend, whose physical time goes in ticks as PD's does."""
 
     def grant(self, count: int) -> pdpb.Timestamp:
-        self.timestamp = max(self.timestamp, Timestamp(1_000_000 + int(anyio.current_time() * 1000), 0))
+        ticks = int(anyio.current_time() / TICK)
+        self.timestamp = max(self.timestamp, Timestamp(1_000_000 + int(ticks * TICK * 1000), 0))
         return super().grant(count)
 
 
