@@ -134,6 +134,13 @@ class CommitRequests:
         )
         return PartRequest(services.Tikv.KvBatchRollback, message, part)
 
+    def status(self) -> Request[kvrpcpb.CheckTxnStatusResponse]:
+        """Ask the primary key what became of the transaction, and have it do nothing about it."""
+        message = kvrpcpb.CheckTxnStatusRequest(
+            primary_key=self._primary, lock_ts=self.order.start_ts, verify_is_primary=True
+        )
+        return Request(services.Tikv.KvCheckTxnStatus, message, Effect.WRITE)
+
     def heartbeat(self, ttl_ms: int) -> Request[kvrpcpb.TxnHeartBeatResponse]:
         """Have the primary lock last for so many milliseconds after the transaction's start."""
         message = kvrpcpb.TxnHeartBeatRequest(

@@ -11,6 +11,9 @@ A commit begins in the first mode it may use; stores turn each down as they see 
 that was lost hides something only in a request that decides: any prewrite of the first two modes, and the commit of the
 primary key. Then the outcome is unknown unless another answer shows it; then nothing may be cleaned up either, since
 others may have seen the transaction committed.
+
+When two phases remain after an answer of the other modes was lost, the primary key is asked before it is committed: a
+store that is told to commit what is committed says yes, whatever the timestamps.
 """
 
 from __future__ import annotations
@@ -62,6 +65,7 @@ class CommitState:
         self._is_refused = False
         self._is_one_pc_doubtful = False
         self._is_commit_doubtful = False
+        self._is_status_doubtful = False
 
     @property
     def is_prewritten(self) -> bool:
@@ -72,6 +76,11 @@ class CommitState:
     def is_primary_locked(self) -> bool:
         """Whether the primary key was locked."""
         return self._primary in self._locked and self._primary in self._locking
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether, once all is prewritten, only the primary key can tell if an attempt in another mode committed."""
+        return self._is_status_doubtful and not self.commit_ts
 
     @property
     def outcome(self) -> Outcome:
@@ -137,6 +146,12 @@ class CommitState:
         """A prewrite was sent, and whether it was applied may never be learned."""
         self._doubtful |= set(part) - self._locked
         self._is_one_pc_doubtful = self._is_one_pc_doubtful or self.one_pc
+        self._is_status_doubtful = self._is_status_doubtful or self.one_pc or self.async_commit
+
+    def on_status(self, commit_ts: int) -> None:
+        """The primary key said, after all was prewritten, when the transaction committed; 0 when it has not."""
+        self._is_one_pc_doubtful = self._is_status_doubtful = False
+        self.commit_ts = commit_ts
 
     def on_committed(self, commit_ts: int) -> None:
         """The primary key was committed."""

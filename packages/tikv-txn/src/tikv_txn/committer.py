@@ -11,6 +11,7 @@ import attrs
 from tikv_pd import Timestamp, UndeterminedError
 from tikv_pd.backoff import COMMIT_TS_LAG
 from tikv_pd.timestamp import LOGICAL_BITS
+from tikv_proto import kvrpcpb
 from tikv_rpc import Call, Collect, GroupedWork, KeyWork, Plan, ResolveLocks
 
 from tikv_txn._background import Background
@@ -26,7 +27,7 @@ from tikv_txn._commit_requests import (
 )
 from tikv_txn._store import TxnStore
 from tikv_txn.commit_state import CommitState, Outcome
-from tikv_txn.errors import CommitTsLag, TransactionAborted, TransactionExpired
+from tikv_txn.errors import CommitTsLag, TransactionAborted, TransactionExpired, key_error
 from tikv_txn.heartbeat import Heartbeat
 from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.mutations import Mutations
@@ -146,6 +147,8 @@ class _Commit:
         state, call = self._state, self._call
         try:
             await self._prewrite(call)
+            if state.is_in_doubt:
+                await self._ask_primary(call)
             if not state.commit_ts:
                 await self._commit_primary(call)
             elif not state.one_pc:
@@ -218,6 +221,16 @@ class _Commit:
             # Once the locks are there it is too late to refuse.
             self._check_age(latest)
         self._requests.max_commit_ts = latest + (int(self._store.config.async_commit_window * 1000) << LOGICAL_BITS)
+
+    async def _ask_primary(self, call: Call) -> None:
+        """Find out whether an attempt that was not answered has committed."""
+        order, store = self._order, self._store
+        key = order.mutations.keys[order.mutations.primary]
+        response: kvrpcpb.CheckTxnStatusResponse = await store.at_key.execute((key, self._requests.status()), call)
+        # Where the key knows nothing, the transaction has been rolled back, as its commit will be told.
+        if response.HasField("error") and not response.error.HasField("txn_not_found"):
+            raise key_error(response.error, store.codec, operation=call.operation)
+        self._state.on_status(response.commit_version)
 
     async def _commit_primary(self, call: Call) -> None:
         """Commit the primary key, with what lies beside it, and have the others committed in the background."""

@@ -389,16 +389,64 @@ async def test_after_a_lost_prewrite_the_store_has_the_word_about_a_later_lock(
     assert mvcc.at(b"a") == (b"theirs" if commits else b"v")
 
 
+@pytest.mark.parametrize("options", [ONE_PHASE, ANY])
 async def test_a_one_phase_commit_whose_region_split_meanwhile_is_found_to_have_happened(
-    cluster: FakeCluster, client: Client, mvcc: FakeMvcc
+    cluster: FakeCluster, client: Client, mvcc: FakeMvcc, options: TransactionOptions
 ) -> None:
-    cluster.store(1).drop_reply_next(Tikv.KvPrewrite)
-    cluster.store(1).before_next(Tikv.KvPrewrite, lambda: cluster.split(b"c"))
+    def split() -> None:
+        cluster.split(b"c")
+        cluster.pd.timestamp = Timestamp.from_ts(START + 1000)
 
-    commit_ts = await client.commit(A, Entry(b"d", b"v"), options=ANY)
+    cluster.store(1).drop_reply_next(Tikv.KvPrewrite)
+    cluster.store(1).before_next(Tikv.KvPrewrite, split)
+
+    commit_ts = await client.commit(A, Entry(b"d", b"v"), options=options)
     await wait_all_tasks_blocked()
 
     assert mvcc.versions[b"a"][0].commit_ts == mvcc.versions[b"d"][0].commit_ts == commit_ts
+    assert not mvcc.locks
+
+
+async def test_a_one_phase_commit_that_did_not_happen_before_its_region_split_commits_in_two(
+    cluster: FakeCluster, client: Client, mvcc: FakeMvcc
+) -> None:
+    cluster.store(1).fail_next(Tikv.KvPrewrite, "UNAVAILABLE")
+    cluster.store(1).before_next(Tikv.KvPrewrite, lambda: cluster.split(b"c"))
+
+    commit_ts = await client.commit(A, Entry(b"d", b"v"), options=ONE_PHASE)
+    await wait_all_tasks_blocked()
+
+    assert mvcc.versions[b"a"][0].commit_ts == mvcc.versions[b"d"][0].commit_ts == commit_ts
+    assert not mvcc.locks
+
+
+async def test_a_one_phase_commit_of_which_the_primary_key_does_not_tell_is_undetermined(
+    cluster: FakeCluster, client: Client
+) -> None:
+    cluster.store(1).drop_reply_next(Tikv.KvPrewrite)
+    cluster.store(1).before_next(Tikv.KvPrewrite, lambda: cluster.split(b"c"))
+    refusal = kvrpcpb.CheckTxnStatusResponse(error=kvrpcpb.KeyError(abort="something is wrong"))
+    cluster.store(1).answer_next(Tikv.KvCheckTxnStatus, refusal)
+
+    with pytest.raises(UndeterminedError) as caught:
+        await client.commit(A, Entry(b"d", b"v"), options=ONE_PHASE)
+    await wait_all_tasks_blocked()
+
+    assert isinstance(caught.value.__cause__, TransactionRefused)
+    assert not cluster.requests(Tikv.KvBatchRollback)
+
+
+async def test_what_others_rolled_back_after_a_lost_one_phase_commit_is_known_not_to_have_happened(
+    cluster: FakeCluster, client: Client, mvcc: FakeMvcc
+) -> None:
+    cluster.store(1).fail_next(Tikv.KvPrewrite, "UNAVAILABLE")
+    cluster.store(1).before_next(Tikv.KvPrewrite, lambda: cluster.split(b"c"))
+    cluster.store(1).before_next(Tikv.KvCheckTxnStatus, lambda: mvcc.roll_back(b"a", START))
+
+    with pytest.raises(TransactionAborted):
+        await client.commit(A, Entry(b"d", b"v"), options=ONE_PHASE)
+    await wait_all_tasks_blocked()
+
     assert not mvcc.locks
 
 

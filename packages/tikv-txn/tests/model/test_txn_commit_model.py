@@ -215,18 +215,26 @@ class Client:
                 self.lose(request)
 
     def commit(self) -> None:
+        if self.state.is_in_doubt:
+            if self.choose("answered", "answered", "lost") == "lost":
+                return
+            self.disturb()
+            self.state.on_status(self.truth.commit_ts)
+            if self.state.commit_ts:
+                return
+        commit_ts = max(self.truth.tick(), self.state.min_commit_ts)
         while True:
-            commit_ts = max(self.truth.tick(), self.state.min_commit_ts)
             self.disturb()
             match self.choose("answered", "answered", "lost after", "lost before", "not sent"):
                 case "answered":
                     said = self.truth.commit_primary(commit_ts)
                     if said == "committed":
-                        self.state.on_committed(self.truth.commit_ts)
+                        self.state.on_committed(commit_ts)
                         return
                     self.state.on_commit_refused()
                     if said == "not found":
                         return
+                    commit_ts = max(self.truth.tick(), self.state.min_commit_ts)
                     continue
                 case "lost after":
                     self.truth.commit_primary(commit_ts)

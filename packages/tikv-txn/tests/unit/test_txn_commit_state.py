@@ -249,3 +249,28 @@ def test_a_commit_that_was_answered_is_not_in_doubt_again() -> None:
     state.on_commit_lost()
 
     assert known_of(state) is Outcome.COMMITTED
+
+
+@pytest.mark.parametrize("commit_ts", [0, 120])
+def test_the_primary_key_tells_whether_a_lost_attempt_committed(commit_ts: int) -> None:
+    state = of(2, one_pc=True)
+
+    state.on_lost([0, 1])
+    state.split_into(2)
+    state.on_prewritten([0], 0, 0)
+    state.on_prewritten([1], 0, 0)
+    assert state.is_in_doubt
+    assert known_of(state) is Outcome.UNKNOWN
+    state.on_status(commit_ts)
+
+    assert not state.is_in_doubt
+    assert known_of(state) is (Outcome.COMMITTED if commit_ts else Outcome.NOT_COMMITTED)
+
+
+def test_in_two_phases_a_lost_prewrite_is_nothing_to_ask_about() -> None:
+    state = of(2)
+
+    state.on_lost([0, 1])
+    state.on_prewritten([0, 1], 0, 0)
+
+    assert not state.is_in_doubt
