@@ -201,7 +201,7 @@ class Bank:
 async def run(load: Load) -> Bank:
     """Run a bank on a cluster of its own."""
     bank = Bank(load)
-    async with EmbeddedCluster(stores=3) as cluster:
+    async with EmbeddedCluster(stores=3, pd_members=3) as cluster:
         await bank.run(cluster)
     return bank
 

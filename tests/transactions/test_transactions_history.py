@@ -50,11 +50,11 @@ async def work(client: TransactionClient, recording: Recording, choices: random.
 
 
 @pytest.mark.timeout(SECONDS + 60)
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_clients_see_snapshots_whatever_happens(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "network"), [(1, False), (2, True)])
+async def test_clients_see_snapshots_whatever_happens(seed: int, network: bool) -> None:
     recording = Recording(KEYS)
-    async with EmbeddedCluster(stores=3) as cluster:
-        async with turmoil(cluster, KEYS, seed):
+    async with EmbeddedCluster(stores=3, pd_members=3, network_faults=network) as cluster:
+        async with turmoil(cluster, KEYS, seed, network=network):
             with anyio.move_on_after(SECONDS):
                 async with anyio.create_task_group() as tasks:
                     for number in range(CLIENTS):

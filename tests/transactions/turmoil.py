@@ -36,7 +36,6 @@ class Turmoil:
         self._cluster = cluster
         self._keys = [TxnV1Codec().encode_region_key(key) for key in keys]
         self._random = random.Random(seed)
-        self._tasks = anyio.create_task_group()
 
     def lose_answers(self) -> None:
         """Let requests and answers get lost, be late, and come twice, from now on."""
@@ -73,6 +72,28 @@ class Turmoil:
             await anyio.sleep(self._random.random() * 2 * seconds)
             self._cluster.faults.cut_streams(self._random.choice(self._cluster.stores()).id)
 
+    async def move_pd(self, seconds: float = 0.4) -> None:
+        """Let one member of PD after the other lead, about so often."""
+        while True:
+            await anyio.sleep(self._random.random() * 2 * seconds)
+            self._cluster.transfer_pd_leader(self._random.randrange(len(self._cluster.pd_addresses)))
+
+    async def break_network(self, seconds: float = 0.3) -> None:
+        """Cut or freeze the connections of one port after the other, about so often."""
+        network = self._cluster.network
+        while True:
+            await anyio.sleep(self._random.random() * 2 * seconds)
+            ports = [*self._cluster.store_addresses.values(), *self._cluster.pd_addresses]
+            address = self._random.choice(ports)
+            if self._random.random() < 0.5:
+                network.reset(address)
+                continue
+            network.partition(address)
+            try:
+                await anyio.sleep(self._random.random() * 2 * seconds)
+            finally:
+                network.heal(address)
+
     def _split(self) -> None:
         if len(self._cluster.regions()) < 12:
             self._cluster.split(self._random.choice(self._keys))
@@ -90,8 +111,17 @@ class Turmoil:
 
 
 @asynccontextmanager
-async def turmoil(cluster: EmbeddedCluster, keys: Sequence[bytes], seed: int) -> AsyncIterator[Turmoil]:
-    """Disturb a cluster in every way while the block runs; afterwards all is well again."""
+async def turmoil(
+    cluster: EmbeddedCluster, keys: Sequence[bytes], seed: int, *, network: bool = False
+) -> AsyncIterator[Turmoil]:
+    """Disturb a cluster in every way while the block runs; afterwards all is well again.
+
+    Args:
+        cluster: With three members of PD.
+        keys: Where Regions may split.
+        seed: Of all that happens.
+        network: Whether connections suffer, too; the cluster has to be made for that.
+    """
     disturbing = Turmoil(cluster, keys, seed)
     disturbing.lose_answers()
     try:
@@ -99,6 +129,9 @@ async def turmoil(cluster: EmbeddedCluster, keys: Sequence[bytes], seed: int) ->
             tasks.start_soon(disturbing.move_regions)
             tasks.start_soon(disturbing.kill_stores)
             tasks.start_soon(disturbing.cut_streams)
+            tasks.start_soon(disturbing.move_pd)
+            if network:
+                tasks.start_soon(disturbing.break_network)
             yield disturbing
             tasks.cancel_scope.cancel()
     finally:
