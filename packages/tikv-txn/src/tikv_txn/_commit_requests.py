@@ -13,7 +13,7 @@ from tikv_proto.services import Rpc
 from tikv_region import KeyCodec, RegionCache, RegionEntry
 from tikv_rpc import Call, Effect, KeyWork, Request, Splittable
 
-from tikv_txn.commit_state import CommitState
+from tikv_txn.commit_state import CommitState, Outcome
 from tikv_txn.mutations import Mutations, size_of
 from tikv_txn.options import AssertionLevel, TransactionOptions
 
@@ -50,6 +50,8 @@ class CommitOrder:
     """Seconds that it has been under way, by this client's clock."""
     options: TransactionOptions
     """How."""
+    cancelled: Callable[[Outcome, int], None] | None = None
+    """Hears of the outcome if it is cancelled."""
 
     @property
     def subject(self) -> tuple[bytes, int]:

@@ -5,6 +5,7 @@ Source: client-go txnkv/transaction, 2pc.go, prewrite.go, commit.go and cleanup.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
@@ -57,7 +58,14 @@ class Committer:
         self._plan: Plan[CommitOrder, int] = store.operation(_Commits(store, resolver, self._background))
 
     async def commit(
-        self, mutations: Mutations, start_ts: int, options: TransactionOptions, call: Call, *, began: float
+        self,
+        mutations: Mutations,
+        start_ts: int,
+        options: TransactionOptions,
+        call: Call,
+        *,
+        began: float,
+        cancelled: Callable[[Outcome, int], None] | None = None,
     ) -> int:
         """Return the commit timestamp, once the transaction is committed.
 
@@ -67,6 +75,7 @@ class Committer:
             options: How it commits.
             call: Its operation.
             began: When it was begun, by the clock of `RpcClient.now`.
+            cancelled: Hears, if the commit is cancelled, what is known of the outcome, and the commit timestamp or 0.
 
         Raises:
             WriteConflict: another transaction wrote one of the keys since the start, or is about to.
@@ -82,7 +91,7 @@ class Committer:
 
         Cancellation: it may or may not be committed. If it is not, it is rolled back in the background.
         """
-        order = CommitOrder(mutations, start_ts, self._store.rpc.now() - began, options)
+        order = CommitOrder(mutations, start_ts, self._store.rpc.now() - began, options, cancelled)
         return await self._plan.execute(order, call)
 
     async def finish(self, seconds: float = FAREWELL) -> None:
@@ -157,6 +166,8 @@ class _Commit:
             outcome = state.outcome
             self._wind_up(outcome)
             if not isinstance(error, Exception):
+                if self._order.cancelled is not None:
+                    self._order.cancelled(outcome, state.commit_ts)
                 raise
             if outcome is Outcome.UNKNOWN:
                 raise UndeterminedError(call.operation) from error

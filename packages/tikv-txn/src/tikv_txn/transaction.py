@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 import sys
 import warnings
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from tikv_pd import ClosedError, ConfigError, Deadline, Timestamp, UndeterminedError
 from tikv_pd.lowlevel import as_bytes
@@ -18,6 +18,7 @@ from tikv_rpc.frontend.arguments import BytesLike, as_items, as_key, as_pair_ite
 
 from tikv_txn._session import Opened
 from tikv_txn.buffer import Assertion, Buffer, Limits
+from tikv_txn.commit_state import Outcome
 from tikv_txn.errors import TransactionEnded
 from tikv_txn.mutations import Mutations
 from tikv_txn.options import TransactionOptions
@@ -42,6 +43,13 @@ class TransactionState(enum.Enum):
     """What it wrote was given up, by its user or because committing failed."""
     UNDETERMINED = "of unknown outcome"
     """Its commit was interrupted, or the answer got lost: it may have committed."""
+
+
+_STATES: Final = {
+    Outcome.COMMITTED: TransactionState.COMMITTED,
+    Outcome.NOT_COMMITTED: TransactionState.ROLLED_BACK,
+    Outcome.UNKNOWN: TransactionState.UNDETERMINED,
+}
 
 
 class Transaction:
@@ -369,8 +377,8 @@ class Transaction:
             EntryTooLarge: a request exceeds raft's entry limit, 8 MiB by default. Nothing was committed.
             UndeterminedError: it may or may not have committed; only then.
 
-        Cancellation: it may or may not have committed, `state` is UNDETERMINED; what is left of it on stores is removed
-        in the background, or by those who meet it.
+        Cancellation: it may or may not have committed; `state` says which, or UNDETERMINED when that is not known. What
+        is left of it on stores is removed in the background, or by those who meet it.
         Source: client-go KVTxn.Commit.
         """
         return await self._commit(*self._to_commit(timeout))
@@ -422,8 +430,14 @@ class Transaction:
         """Commit; from here on, `state` tells what became of it."""
         self._state = TransactionState.COMMITTING
         state = TransactionState.UNDETERMINED
+
+        def cancelled(outcome: Outcome, commit_ts: int) -> None:
+            nonlocal state
+            state = _STATES[outcome]
+            self._commit_ts = Timestamp.from_ts(commit_ts) if commit_ts else None
+
         try:
-            self._commit_ts = await self._make_happen(mutations, call)
+            self._commit_ts = await self._make_happen(mutations, call, cancelled)
             state = TransactionState.COMMITTED
         except UndeterminedError:
             raise
@@ -439,10 +453,14 @@ class Transaction:
             self._active()
         self._state = TransactionState.ROLLED_BACK
 
-    async def _make_happen(self, mutations: Mutations, call: Call) -> Timestamp:
+    async def _make_happen(
+        self, mutations: Mutations, call: Call, cancelled: Callable[[Outcome, int], None]
+    ) -> Timestamp:
         if not len(mutations):
             return self.start_ts
-        ts = await self._opened.committer.commit(mutations, self.start_ts.ts, self._options, call, began=self._began)
+        ts = await self._opened.committer.commit(
+            mutations, self.start_ts.ts, self._options, call, began=self._began, cancelled=cancelled
+        )
         return Timestamp.from_ts(ts)
 
     def _active(self) -> Buffer:

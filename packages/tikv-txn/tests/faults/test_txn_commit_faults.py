@@ -8,11 +8,13 @@ import anyio
 import attrs
 import pytest
 from anyio import wait_all_tasks_blocked
+from google.protobuf.message import Message
 from tikv_pd import BackoffExceeded, ClosedError, DeadlineExceeded, TikvError, Timestamp, UndeterminedError
 from tikv_pd.errors import RpcError
 from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import PD, Tikv
 from tikv_region import EntryTooLarge
+from tikv_rpc import Attempt, Proceed
 from tikv_rpc.testing import FakeCluster
 from tikv_txn import Transaction, TransactionClient, TransactionState
 from tikv_txn._store import TxnStore
@@ -494,6 +496,65 @@ async def test_a_refusal_after_a_lost_answer_proves_nothing_about_an_async_commi
         await client.commit(A, options=ASYNC)
 
     assert isinstance(caught.value.__cause__, TransactionRefused)
+
+
+@pytest.mark.parametrize(
+    ("options", "rpc", "state"),
+    [
+        (TWO_PHASES, Tikv.KvPrewrite, TransactionState.ROLLED_BACK),
+        (TWO_PHASES, Tikv.KvCommit, TransactionState.UNDETERMINED),
+        (ASYNC, Tikv.KvPrewrite, TransactionState.UNDETERMINED),
+    ],
+)
+async def test_a_cancelled_transaction_is_of_unknown_outcome_only_where_that_is_not_known(
+    cluster: FakeCluster, options: TransactionOptions, rpc: Any, state: TransactionState
+) -> None:
+    cluster.store(1).hang_next(rpc)
+
+    async with TransactionClient(cluster.url, transport=cluster.transport) as client:
+        txn = await client.begin(options)
+        txn.put(b"a", b"v")
+        with anyio.move_on_after(1.0) as scope:
+            await txn.commit()
+
+    assert scope.cancelled_caught
+    assert txn.state is state
+    assert txn.commit_ts is None
+
+
+class CancelAtTheLastAnswer:
+    """Cancels a scope when all of two prewrites have been answered."""
+
+    name = "cancel"
+
+    def __init__(self) -> None:
+        self.scope = anyio.CancelScope()
+        self._answered = 0
+
+    async def __call__(self, attempt: Attempt, proceed: Proceed) -> Message:
+        response = await proceed()
+        self._answered += attempt.rpc is Tikv.KvPrewrite
+        if self._answered == 2:
+            self.scope.cancel()
+        return response
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_transaction_that_is_cancelled_when_it_has_committed_says_so(
+    cluster: FakeCluster, mvcc: FakeMvcc
+) -> None:
+    interceptor = CancelAtTheLastAnswer()
+
+    async with TransactionClient(cluster.url, transport=cluster.transport, interceptors=[interceptor]) as client:
+        txn = await client.begin(ASYNC)
+        txn.put_many({b"a": b"v", b"h": b"v"})
+        with interceptor.scope:
+            await txn.commit()
+
+    assert interceptor.scope.cancelled_caught
+    assert txn.state is TransactionState.COMMITTED
+    assert txn.commit_ts is not None
+    assert mvcc.at(b"a", txn.commit_ts.ts) == mvcc.at(b"h", txn.commit_ts.ts) == b"v"
 
 
 # --- everywhere -------------------------------------------------------------------------------------------------------

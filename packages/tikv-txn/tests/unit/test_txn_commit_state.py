@@ -259,10 +259,10 @@ def test_the_primary_key_tells_whether_a_lost_attempt_committed(commit_ts: int) 
     state.split_into(2)
     state.on_prewritten([0], 0, 0)
     state.on_prewritten([1], 0, 0)
-    assert state.is_in_doubt
-    assert known_of(state) is Outcome.UNKNOWN
+    before = state.is_in_doubt, state.outcome
     state.on_status(commit_ts)
 
+    assert before == (True, Outcome.UNKNOWN)
     assert not state.is_in_doubt
     assert known_of(state) is (Outcome.COMMITTED if commit_ts else Outcome.NOT_COMMITTED)
 
