@@ -102,9 +102,10 @@ class RegionMap:
         self._change(position, 1, [new])
         return new
 
-    def refusal(self, region_id: int, epoch: RegionEpoch, peer: Peer, key: bytes) -> errorpb.Error | None:
+    def refusal(self, region_id: int, epoch: RegionEpoch, peer: Peer, key: bytes | None) -> errorpb.Error | None:
         """Return what the store of `peer` answers to a request for `key`; None when it serves it.
 
+        Without a key, to one that is about the Region as a whole.
         The checks and their order are TiKV's: Region, peer, leader, epoch, key.
         """
         region = next((region for region in self.regions if region.id == region_id), None)
@@ -119,7 +120,7 @@ class RegionMap:
             return errorpb.Error(message="not leader", not_leader=errorpb.NotLeader(region_id=region_id, leader=leader))
         if region.epoch != epoch:
             return self.epoch_not_match(region)
-        if not _holds(region, self.codec.encode_region_key(key)):
+        if key is not None and not _holds(region, self.codec.encode_region_key(key)):
             return errorpb.Error(message="key not in Region", key_not_in_region=errorpb.KeyNotInRegion(key=key))
         return None
 

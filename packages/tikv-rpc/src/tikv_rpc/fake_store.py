@@ -347,18 +347,25 @@ class FakeCluster:
         """Serve a request at a store: refuse it as TiKV would, or hand it to its handler."""
         bounds: Bounds = (b"", b"")
         keys = _keys(request)
-        if keys:
+        if keys or _has_region(request):
             if request.context.cluster_id != self.pd.cluster_id:
                 raise fail("INVALID_ARGUMENT", f"cluster id mismatch, needs {self.pd.cluster_id}")
             refusal = self._refusal(store, request.context, keys)
             if refusal is not None:
                 refused: Message = rpc.response(region_error=refusal)
                 return refused
-            bounds = self._bounds(request.context.region_id)
+            bounds = self.bounds(request.context.region_id)
         handler = self.handlers.get(rpc)
         if handler is not None:
             return await handler(request)
         return self.raw.answer(rpc, request, bounds)
+
+    def bounds(self, region_id: int) -> Bounds:
+        """Return the first key and the end of a Region, as keys travel; an empty end is unbounded."""
+        region = next(region for region in self.map.regions if region.id == region_id)
+        keys = self.map.codec.decode_region_range(region.start_key, region.end_key)
+        assert keys is not None
+        return self.map.codec.encode_range(*keys)
 
     @asynccontextmanager
     async def connect(
@@ -387,21 +394,21 @@ class FakeCluster:
             return errorpb.Error(message="store not match", store_not_match=mismatch)
         peer = Peer.from_pb(context.peer)
         epoch = RegionEpoch(context.region_epoch.conf_ver, context.region_epoch.version)
-        for key in keys:
-            refusal = self.map.refusal(context.region_id, epoch, peer, self.map.codec.decode_key(key))
+        decoded: list[bytes | None] = [self.map.codec.decode_key(key) for key in keys]
+        for key in decoded or [None]:
+            refusal = self.map.refusal(context.region_id, epoch, peer, key)
             if refusal is not None:
                 return refusal
         return None
 
-    def _bounds(self, region_id: int) -> Bounds:
-        region = next(region for region in self.map.regions if region.id == region_id)
-        keys = self.map.codec.decode_region_range(region.start_key, region.end_key)
-        assert keys is not None
-        return self.map.codec.encode_range(*keys)
+
+def _has_region(request: Any) -> bool:
+    """Tell whether a request is to a Region, not to a store as a whole."""
+    return "context" in request.DESCRIPTOR.fields_by_name and bool(request.context.region_id)
 
 
 def _keys(request: Any) -> list[bytes]:
-    """Return the keys by which TiKV tells whether the Region is right; none for a request to a store as a whole."""
+    """Return the keys by which TiKV tells whether the Region is right; none for one without keys."""
     fields = request.DESCRIPTOR.fields_by_name
     if "key" in fields:
         return [request.key]
@@ -409,6 +416,12 @@ def _keys(request: Any) -> list[bytes]:
         return list(request.keys)
     if "pairs" in fields:
         return [pair.key for pair in request.pairs]
+    if "mutations" in fields:
+        return [mutation.key for mutation in request.mutations]
+    if "primary_key" in fields:
+        return [request.primary_key]
+    if "primary_lock" in fields:
+        return [request.primary_lock]
     if "ranges" in fields:
         is_reverse = getattr(request, "reverse", False)
         return [span.end_key if is_reverse else span.start_key for span in request.ranges]

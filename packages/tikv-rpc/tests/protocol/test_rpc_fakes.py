@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -114,6 +115,40 @@ class TestServing:
         answer = await unary(cluster, Tikv.GetHealthFeedback, kvrpcpb.GetHealthFeedbackRequest(), store_id=3)
 
         assert answer.health_feedback.slow_score == 80
+
+    @pytest.mark.parametrize(
+        ("rpc", "request_of"),
+        [
+            (Tikv.KvPrewrite, lambda key: {"mutations": [kvrpcpb.Mutation(key=key)]}),
+            (Tikv.KvCheckTxnStatus, lambda key: {"primary_key": key}),
+            (Tikv.KvTxnHeartBeat, lambda key: {"primary_lock": key}),
+        ],
+    )
+    async def test_a_request_of_a_transaction_is_checked_by_its_keys(
+        self, cluster: FakeCluster, rpc: Rpc[Any, Any], request_of: Callable[[bytes], dict[str, Any]]
+    ) -> None:
+        async def serve(_request: Any) -> Any:
+            return rpc.response()
+
+        cluster.handlers[rpc] = serve
+        there, elsewhere = (rpc.request(context=context(cluster, b"a"), **request_of(key)) for key in (b"a", b"z"))
+
+        assert not (await unary(cluster, rpc, there)).HasField("region_error")
+        assert (await unary(cluster, rpc, elsewhere)).region_error.HasField("key_not_in_region")
+
+    async def test_a_request_to_a_region_without_a_key_is_checked(self, cluster: FakeCluster) -> None:
+        async def resolve(_request: Any) -> kvrpcpb.ResolveLockResponse:
+            return kvrpcpb.ResolveLockResponse()
+
+        cluster.handlers[Tikv.KvResolveLock] = resolve
+        request = kvrpcpb.ResolveLockRequest(context=context(cluster, b"a"))
+
+        before = await unary(cluster, Tikv.KvResolveLock, request)
+        cluster.move_leader(b"a", 2)
+        after = await unary(cluster, Tikv.KvResolveLock, request)
+
+        assert not before.HasField("region_error")
+        assert after.region_error.HasField("not_leader")
 
     async def test_the_url_and_the_data_are_at_hand(self, cluster: FakeCluster) -> None:
         await unary(cluster, Tikv.RawPut, put(cluster, b"a", b"1"))

@@ -10,15 +10,16 @@ It is as strict as TiKV about optimistic transactions, and knows nothing of the 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
 from google.protobuf.message import Message
-from tikv_pd import LATEST, Peer, RegionEpoch, Timestamp
-from tikv_proto import errorpb, kvrpcpb
+from tikv_pd import LATEST, Timestamp
+from tikv_proto import kvrpcpb
 from tikv_proto.services import Rpc, Tikv
-from tikv_rpc.testing import FakeCluster
+from tikv_region import KeyRange
+from tikv_rpc.testing import FakeCluster, Handler
 
 Op: Final = kvrpcpb.Op
 Action: Final = kvrpcpb.Action
@@ -62,64 +63,70 @@ class FakeMvcc:
         """Whether async commits fall back to two phases."""
         self._cluster = cluster
         self._values: dict[tuple[bytes, int], tuple[int, bytes]] = {}
-        for rpc, serve, keys in (
-            (Tikv.KvPrewrite, self._prewrite, lambda request: [each.key for each in request.mutations]),
-            (Tikv.KvCommit, self._commit, lambda request: request.keys),
-            (Tikv.KvBatchRollback, self._batch_rollback, lambda request: request.keys),
-            (Tikv.KvTxnHeartBeat, self._heartbeat, lambda request: [request.primary_lock]),
-            (Tikv.KvCheckTxnStatus, self._check_txn_status, lambda request: [request.primary_key]),
-            (Tikv.KvCheckSecondaryLocks, self._check_secondary_locks, lambda request: request.keys),
-            (Tikv.KvResolveLock, self._resolve_lock, lambda request: request.keys),
-            (Tikv.KvGet, self._get, lambda request: [request.key]),
-            (Tikv.KvBatchGet, self._batch_get, lambda request: request.keys),
-        ):
-            cluster.handlers[rpc] = self._handler(rpc, serve, keys)
+        answers: dict[Rpc[Any, Any], Callable[[Any], Message]] = {
+            Tikv.KvPrewrite: self._prewrite,
+            Tikv.KvCommit: self._commit,
+            Tikv.KvBatchRollback: self._batch_rollback,
+            Tikv.KvTxnHeartBeat: self._heartbeat,
+            Tikv.KvCheckTxnStatus: self._check_txn_status,
+            Tikv.KvCheckSecondaryLocks: self._check_secondary_locks,
+            Tikv.KvResolveLock: self._resolve_lock,
+            Tikv.KvGet: self._get,
+            Tikv.KvBatchGet: self._batch_get,
+            Tikv.KvScan: self._scan,
+        }
+        for rpc, answer in answers.items():
+            cluster.handlers[rpc] = _handler(answer)
 
     def at(self, key: bytes, ts: int = LATEST) -> bytes | None:
         """Return the value of a key at a timestamp, whatever is locked."""
-        for version in self.versions.get(key, ()):
-            if version.commit_ts <= ts and version.op != Op.Lock:
-                return version.value if version.op == Op.Put else None
-        return None
+        version = self._version_at(key, ts)
+        return None if version is None else version.value
 
-    def write(self, key: bytes, value: bytes, commit_ts: int, start_ts: int | None = None) -> None:
-        """Commit a value at a timestamp, as if by another client."""
-        self._record(key, Version(commit_ts, commit_ts - 1 if start_ts is None else start_ts, Op.Put, value))
+    def write(self, key: bytes, value: bytes | None, commit_ts: int, start_ts: int | None = None) -> None:
+        """Commit a value at a timestamp, or with None a deletion, as if by another client."""
+        op = Op.Del if value is None else Op.Put
+        self._record(key, Version(commit_ts, commit_ts - 1 if start_ts is None else start_ts, op, value or b""))
 
-    def lock(self, key: bytes, start_ts: int, *, primary: bytes | None = None, ttl_ms: int = 3000) -> None:
-        """Lock a key to delete it, as if by another client."""
+    def lock(
+        self,
+        key: bytes,
+        start_ts: int,
+        value: bytes | None = None,
+        *,
+        primary: bytes | None = None,
+        ttl_ms: int = 3000,
+        **fields: Any,
+    ) -> None:
+        """Lock a key, as if by another client.
+
+        Args:
+            key: The key.
+            start_ts: When its transaction started.
+            value: What it writes; None for a deletion.
+            primary: Its primary key; None for this one.
+            ttl_ms: How long the lock lasts.
+            fields: More of kvrpcpb.LockInfo.
+        """
+        op = Op.Del if value is None else Op.Put
+        self._values[key, start_ts] = op, value or b""
         self.locks[key] = kvrpcpb.LockInfo(
-            key=key, primary_lock=primary or key, lock_version=start_ts, lock_ttl=ttl_ms, lock_type=Op.Del
+            key=key, primary_lock=primary or key, lock_version=start_ts, lock_ttl=ttl_ms, lock_type=op, **fields
         )
+
+    def commit(self, key: bytes, start_ts: int, commit_ts: int) -> None:
+        """Commit what a transaction has locked, as other clients do; nothing when it has no lock there."""
+        lock = self._own_lock(key, start_ts)
+        if lock is not None:
+            del self.locks[key]
+            op, value = self._values.get((key, start_ts), (lock.lock_type, b""))
+            self._record(key, Version(commit_ts, start_ts, op, value))
 
     def roll_back(self, key: bytes, start_ts: int) -> None:
         """Roll a transaction back on a key, as other clients do when its lock has expired."""
         if self._own_lock(key, start_ts) is not None:
             del self.locks[key]
         self.rolled_back.add((key, start_ts))
-
-    def _handler(
-        self, rpc: Rpc[Any, Any], serve: Callable[[Any], Message], keys: Callable[[Any], Iterable[bytes]]
-    ) -> Callable[[Any], Awaitable[Message]]:
-        async def handle(request: Any) -> Message:
-            refusal = self._refusal(request.context, keys(request))
-            refused: Message = rpc.response(region_error=refusal)
-            return serve(request) if refusal is None else refused
-
-        return handle
-
-    def _refusal(self, context: kvrpcpb.Context, keys: Iterable[bytes]) -> errorpb.Error | None:
-        cluster, epoch = self._cluster.map, context.region_epoch
-        for key in keys:
-            refusal = cluster.refusal(
-                context.region_id,
-                RegionEpoch(epoch.conf_ver, epoch.version),
-                Peer.from_pb(context.peer),
-                cluster.codec.decode_key(key),
-            )
-            if refusal is not None:
-                return refusal
-        return None
 
     def _prewrite(self, request: kvrpcpb.PrewriteRequest) -> kvrpcpb.PrewriteResponse:
         start_ts, response = request.start_version, kvrpcpb.PrewriteResponse()
@@ -278,47 +285,77 @@ class FakeMvcc:
 
     def _resolve_lock(self, request: kvrpcpb.ResolveLockRequest) -> kvrpcpb.ResolveLockResponse:
         start_ts = request.start_version
-        for key in request.keys or [key for key, lock in self.locks.items() if lock.lock_version == start_ts]:
-            # Without keys a real store goes through one Region; to go through all is as right.
-            if self._own_lock(key, start_ts) is not None or not request.commit_version:
-                self._end(key, start_ts, request.commit_version)
+        for key in request.keys or [key for key in self._keys_within(request) if self._own_lock(key, start_ts)]:
+            self._end(key, start_ts, request.commit_version)
         return kvrpcpb.ResolveLockResponse()
 
     def _get(self, request: kvrpcpb.GetRequest) -> kvrpcpb.GetResponse:
-        lock = self._blocking(request.key, request.version, request.context)
-        if lock is not None and lock.lock_version not in request.context.committed_locks:
-            return kvrpcpb.GetResponse(error=kvrpcpb.KeyError(locked=lock))
-        value = self._value(request.key, request.version, lock)
-        return kvrpcpb.GetResponse(value=value or b"", not_found=value is None)
+        pair = self._read(request.key, request)
+        if pair is None:
+            return kvrpcpb.GetResponse(not_found=True)
+        if pair.HasField("error"):
+            return kvrpcpb.GetResponse(error=pair.error)
+        return kvrpcpb.GetResponse(value=pair.value, commit_ts=pair.commit_ts)
 
     def _batch_get(self, request: kvrpcpb.BatchGetRequest) -> kvrpcpb.BatchGetResponse:
-        response = kvrpcpb.BatchGetResponse()
-        for key in request.keys:
-            lock = self._blocking(key, request.version, request.context)
-            if lock is not None and lock.lock_version not in request.context.committed_locks:
-                response.pairs.add(error=kvrpcpb.KeyError(locked=lock))
+        pairs = (self._read(key, request) for key in request.keys)
+        return kvrpcpb.BatchGetResponse(pairs=[pair for pair in pairs if pair is not None])
+
+    def _scan(self, request: kvrpcpb.ScanRequest) -> kvrpcpb.ScanResponse:
+        lower, upper = request.start_key, request.end_key
+        asked = KeyRange(upper, lower) if request.reverse else KeyRange(lower, upper)
+        response, rows = kvrpcpb.ScanResponse(), 0
+        for key in sorted(self._keys_within(request), reverse=request.reverse):
+            pair = self._read(key, request) if asked.contains(key) else None
+            if pair is None:
                 continue
-            value = self._value(key, request.version, lock)
-            if value is not None:
-                response.pairs.add(key=key, value=value)
+            if not pair.HasField("error"):
+                rows += 1
+                if request.sample_step and (rows - 1) % request.sample_step:
+                    continue
+                if request.key_only:
+                    pair.value = b""
+            response.pairs.append(pair)
+            if len(response.pairs) == request.limit:
+                break
         return response
+
+    def _read(self, key: bytes, request: Any) -> kvrpcpb.KvPair | None:
+        """Return what a read finds at a key: a value or the lock in its way, None when there is nothing."""
+        needs_commit_ts = getattr(request, "need_commit_ts", False)
+        lock = self._blocking(key, request.version, request.context)
+        if lock is not None and (needs_commit_ts or lock.lock_version not in request.context.committed_locks):
+            return kvrpcpb.KvPair(error=kvrpcpb.KeyError(locked=lock))
+        if lock is not None:
+            # Known to be committed below the timestamp.
+            op, value = self._values.get((key, lock.lock_version), (Op.Del, b""))
+            return kvrpcpb.KvPair(key=key, value=value) if op == Op.Put else None
+        version = self._version_at(key, request.version)
+        if version is None:
+            return None
+        return kvrpcpb.KvPair(key=key, value=version.value, commit_ts=version.commit_ts if needs_commit_ts else 0)
 
     def _blocking(self, key: bytes, ts: int, context: kvrpcpb.Context) -> kvrpcpb.LockInfo | None:
         """Return the lock that may commit at or below a timestamp."""
+        if context.isolation_level != kvrpcpb.IsolationLevel.SI:
+            return None
         self._read_at(ts)
         lock = self.locks.get(key)
-        if lock is None or lock.lock_type == Op.Lock or lock.lock_version > ts:
+        if lock is None or lock.lock_type == Op.Lock or lock.lock_version > ts or lock.min_commit_ts > ts:
             return None
-        if lock.lock_version in context.resolved_locks or (lock.min_commit_ts > ts):
-            return None
-        return lock
+        is_latest_primary = ts == LATEST and key == lock.primary_lock and not lock.use_async_commit
+        return None if is_latest_primary or lock.lock_version in context.resolved_locks else lock
 
-    def _value(self, key: bytes, ts: int, lock: kvrpcpb.LockInfo | None) -> bytes | None:
-        """Return the value at a timestamp, read through a lock that is known to be committed below it."""
-        if lock is None:
-            return self.at(key, ts)
-        op, value = self._values.get((key, lock.lock_version), (Op.Del, b""))
-        return value if op == Op.Put else None
+    def _version_at(self, key: bytes, ts: int) -> Version | None:
+        """Return the version that a read at a timestamp finds."""
+        versions = (each for each in self.versions.get(key, ()) if each.commit_ts <= ts and each.op != Op.Lock)
+        newest = next(versions, None)
+        return newest if newest is not None and newest.op == Op.Put else None
+
+    def _keys_within(self, request: Any) -> list[bytes]:
+        """Return the keys that the Region of a request holds, in no order."""
+        bounds = KeyRange(*self._cluster.bounds(request.context.region_id))
+        return [key for key in {*self.versions, *self.locks} if bounds.contains(key)]
 
     def _own_lock(self, key: bytes, start_ts: int) -> kvrpcpb.LockInfo | None:
         lock = self.locks.get(key)
@@ -328,21 +365,25 @@ class FakeMvcc:
         return next((version for version in self.versions.get(key, ()) if version.start_ts == start_ts), None)
 
     def _end(self, key: bytes, start_ts: int, commit_ts: int) -> None:
-        """Commit or roll back one key."""
-        lock = self._own_lock(key, start_ts)
-        if not commit_ts:
+        """Commit one key, or roll it back when there is no commit timestamp."""
+        if commit_ts:
+            self.commit(key, start_ts, commit_ts)
+        else:
             self.roll_back(key, start_ts)
-        elif lock is not None:
-            del self.locks[key]
-            op, value = self._values.get((key, start_ts), (lock.lock_type, b""))
-            self._record(key, Version(commit_ts, start_ts, op, value))
 
     def _record(self, key: bytes, version: Version) -> None:
         versions = [*self.versions.get(key, ()), version]
         self.versions[key] = sorted(versions, key=lambda each: each.commit_ts, reverse=True)
 
     def _read_at(self, *timestamps: int) -> None:
-        self.max_ts = max(self.max_ts, *(ts for ts in timestamps if ts != LATEST))
+        self.max_ts = max([self.max_ts, *(ts for ts in timestamps if ts != LATEST)])
+
+
+def _handler(answer: Callable[[Any], Message]) -> Handler:
+    async def handle(request: Any) -> Message:
+        return answer(request)
+
+    return handle
 
 
 def _kind(op: kvrpcpb.Op.ValueType) -> kvrpcpb.Op.ValueType:

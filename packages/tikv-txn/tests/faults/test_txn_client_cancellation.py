@@ -30,11 +30,6 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def mvcc(cluster: FakeCluster) -> FakeMvcc:
-    return FakeMvcc(cluster)
-
-
-@pytest.fixture
 async def client(cluster: FakeCluster, mvcc: FakeMvcc) -> AsyncIterator[TransactionClient]:  # noqa: ARG001  # serves it
     async with TransactionClient(cluster.url, transport=cluster.transport) as opened:
         yield opened

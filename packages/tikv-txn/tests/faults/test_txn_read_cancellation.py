@@ -19,6 +19,7 @@ from tikv_txn._store import TxnStore
 from tikv_txn.config import TxnConfig
 from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.snapshot import Reads, Snapshot, fresh
+from tikv_txn.testing import FakeMvcc
 
 NOW_MS = 1_000_000
 OLD = Timestamp(NOW_MS - 10_000, 0).ts
@@ -52,15 +53,15 @@ def config() -> TxnConfig:
     return TxnConfig(scan_page=2)
 
 
-def lock_keys(ledger: Any) -> None:
+def lock_keys(mvcc: FakeMvcc) -> None:
     """Lock every key, by transactions of each kind."""
     for key in KEYS:
-        ledger.write(key, b"old", OLD - 5)
-    ledger.lock(b"a", b"new", OLD, primary_lock=b"0")
-    ledger.write(b"0", b"new", OLD + 5, OLD)
-    ledger.lock(b"b", b"new", OLD + 1)
-    ledger.lock(b"h", b"new", OLD + 2, primary_lock=b"q", use_async_commit=True, min_commit_ts=OLD + 9)
-    ledger.lock(b"q", b"new", OLD + 2, use_async_commit=True, min_commit_ts=OLD + 8, secondaries=[b"h"])
+        mvcc.write(key, b"old", OLD - 5)
+    mvcc.lock(b"a", OLD, b"new", primary=b"0")
+    mvcc.write(b"0", b"new", OLD + 5, OLD)
+    mvcc.lock(b"b", OLD + 1, b"new")
+    mvcc.lock(b"h", OLD + 2, b"new", primary=b"q", use_async_commit=True, min_commit_ts=OLD + 9)
+    mvcc.lock(b"q", OLD + 2, b"new", use_async_commit=True, min_commit_ts=OLD + 8, secondaries=[b"h"])
 
 
 def open_snapshot(store: TxnStore) -> tuple[LockResolver, Snapshot]:
@@ -94,11 +95,13 @@ async def is_quiet(store: TxnStore, resolver: LockResolver) -> bool:
 
 
 @every_operation
-async def test_a_read_may_be_cancelled_anywhere(cluster: FakeCluster, store: TxnStore, ledger: Any, call: Call) -> None:
+async def test_a_read_may_be_cancelled_anywhere(
+    cluster: FakeCluster, store: TxnStore, mvcc: FakeMvcc, call: Call
+) -> None:
     expected = None
     step = 0
     while True:
-        lock_keys(ledger)
+        lock_keys(mvcc)
         resolver, snapshot = open_snapshot(store)
 
         was_cancelled = await cancelled_after(step, lambda snapshot=snapshot: call(snapshot))  # type: ignore[misc]
@@ -127,9 +130,9 @@ STEPS: dict[str, Rpc[Any, Any]] = {
 
 @pytest.mark.parametrize("rpc", STEPS.values(), ids=list(STEPS))
 async def test_a_read_whose_request_hangs_is_cancelled(
-    cluster: FakeCluster, store: TxnStore, ledger: Any, rpc: Rpc[Any, Any]
+    cluster: FakeCluster, store: TxnStore, mvcc: FakeMvcc, rpc: Rpc[Any, Any]
 ) -> None:
-    lock_keys(ledger)
+    lock_keys(mvcc)
     cluster.store(1).hang_next(rpc, times=math.inf)
     resolver, snapshot = open_snapshot(store)
 
@@ -145,9 +148,9 @@ async def test_a_read_whose_request_hangs_is_cancelled(
 
 
 async def test_another_that_waits_for_the_same_is_not_cancelled(
-    cluster: FakeCluster, store: TxnStore, ledger: Any
+    cluster: FakeCluster, store: TxnStore, mvcc: FakeMvcc
 ) -> None:
-    lock_keys(ledger)
+    lock_keys(mvcc)
     cluster.pd.hang(PD.Tso)
     _, snapshot = open_snapshot(store)
     found = []

@@ -5,7 +5,6 @@ Scans have pages of two pairs, over three Regions, and write while they go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -14,6 +13,7 @@ from tikv_pd.testing import virtual_time
 from tikv_region import KeyRange, TxnV1Codec
 from tikv_rpc.testing import FakeCluster
 from tikv_txn import Savepoint, Transaction, TransactionClient, TxnConfig
+from tikv_txn.testing import FakeMvcc
 
 Step: TypeAlias = tuple[Any, ...]
 Pairs: TypeAlias = dict[bytes, bytes]
@@ -104,14 +104,12 @@ class World:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(present=st.dictionaries(keys, values), taken=st.lists(steps, max_size=20))
-def test_a_transaction_sees_the_snapshot_with_its_own_writes(
-    new_ledger: Callable[[FakeCluster], Any], present: Pairs, taken: list[Step]
-) -> None:
+def test_a_transaction_sees_the_snapshot_with_its_own_writes(present: Pairs, taken: list[Step]) -> None:
     async def check() -> None:
         async with FakeCluster([b"g", b"p"], codec=TxnV1Codec()) as cluster:
-            ledger = new_ledger(cluster)
+            mvcc = FakeMvcc(cluster)
             for key, value in present.items():
-                ledger.write(key, value, 1000)
+                mvcc.write(key, value, 1000)
             config = TxnConfig(scan_page=2, batch_get_keys=2)
             async with TransactionClient(cluster.url, config=config, transport=cluster.transport) as client:
                 txn = await client.begin()

@@ -22,6 +22,7 @@ from tikv_rpc.testing import FakeCluster
 from tikv_txn.config import TxnConfig
 from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.snapshot import Reads, Snapshot
+from tikv_txn.testing import FakeMvcc
 
 Move: TypeAlias = tuple[Any, ...]
 
@@ -87,34 +88,34 @@ def started(number: int) -> int:
 
 
 class History:
-    """What the transactions amount to, and how a ledger looks that they left."""
+    """What the transactions amount to, and what they left behind in a cluster."""
 
     def __init__(self, present: set[bytes], left: list[Left]) -> None:
         self.versions: dict[bytes, dict[int, bytes | None]] = {key: {BEFORE: b"0"} for key in present}
         self._left = left
 
-    def fill(self, ledger: Any) -> None:
-        """Have a ledger hold everything; a key that is locked stays so: later transactions do not write it."""
+    def fill(self, mvcc: FakeMvcc) -> None:
+        """Have a cluster hold everything; a key that is locked stays so: later transactions do not write it."""
         for key in self.versions:
-            ledger.write(key, b"0", BEFORE)
+            mvcc.write(key, b"0", BEFORE)
         for number, txn in enumerate(self._left):
             start_ts = started(number)
-            free = {key for key in txn.writes if key not in ledger.locks}
+            free = {key for key in txn.writes if key not in mvcc.locks}
             if free == set(txn.writes):
-                self._leave(ledger, txn, start_ts)
+                self._leave(mvcc, txn, start_ts)
 
-    def _leave(self, ledger: Any, txn: Left, start_ts: int) -> None:
+    def _leave(self, mvcc: FakeMvcc, txn: Left, start_ts: int) -> None:
         primary, *secondaries = txn.writes
         is_whole = txn.prewritten == frozenset(txn.writes)
         for number, key in enumerate(txn.writes):
             if key not in txn.prewritten:
                 continue
             is_async = txn.kind == "async" or (txn.kind == "fallen" and key == primary and len(txn.writes) > 1)
-            ledger.lock(
+            mvcc.lock(
                 key,
-                txn.writes[key],
                 start_ts,
-                primary_lock=primary,
+                txn.writes[key],
+                primary=primary,
                 use_async_commit=is_async,
                 min_commit_ts=start_ts + 1 + number if is_async else 0,
                 secondaries=secondaries if is_async and key == primary else (),
@@ -126,8 +127,7 @@ class History:
         if txn.is_decided and is_whole:
             commit_ts = commit_ts or start_ts + 50
             for key in (primary, *(txn.finished if txn.kind != "async" else txn.finished & {*secondaries})):
-                if key in ledger.locks and ledger.locks[key][0].lock_version == start_ts:
-                    ledger._finish(key, commit_ts)
+                mvcc.commit(key, start_ts, commit_ts)
         if commit_ts:
             for key, value in txn.writes.items():
                 self.versions.setdefault(key, {})[commit_ts] = value
@@ -184,7 +184,6 @@ def expected(seen: dict[bytes, tuple[bytes, int]], step: Move) -> Any:
 )
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_snapshot_sees_the_history(
-    new_ledger: Callable[[FakeCluster], Any],
     open_cluster: Callable[..., Any],
     absent: set[bytes],
     left: list[Left],
@@ -198,7 +197,7 @@ def test_a_snapshot_sees_the_history(
         config = TxnConfig(scan_page=page, batch_get_keys=2)
         async with FakeCluster([b"b", b"c"], codec=TxnV1Codec()) as cluster, open_cluster(cluster, config) as store:
             history = History({*KEYS} - absent, left)
-            history.fill(new_ledger(cluster))
+            history.fill(FakeMvcc(cluster))
             client = Reads(store, LockResolver(store))
             for rpc, move in under_way:
                 cluster.store(1).before_next(rpc, lambda move=move: make(cluster, move))  # type: ignore[misc]

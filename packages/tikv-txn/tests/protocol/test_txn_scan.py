@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -19,6 +18,7 @@ from tikv_txn.config import TxnConfig
 from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.scan import Scan
 from tikv_txn.snapshot import Reads, Snapshot
+from tikv_txn.testing import FakeMvcc
 
 NOW_MS = 1_000_000
 READ = Timestamp(NOW_MS, 0).ts
@@ -34,26 +34,26 @@ def config() -> TxnConfig:
 
 
 @pytest.fixture
-def snapshot(store: TxnStore, ledger: Any) -> Snapshot:
+def snapshot(store: TxnStore, mvcc: FakeMvcc) -> Snapshot:
     for key, value in PAIRS:
-        ledger.write(key, value, OLD - 5)
+        mvcc.write(key, value, OLD - 5)
     return Snapshot(Reads(store, LockResolver(store)), READ, RequestOptions(), 10.0)
 
 
-def lock_every_other_key(ledger: Any) -> list[tuple[bytes, bytes]]:
+def lock_every_other_key(mvcc: FakeMvcc) -> list[tuple[bytes, bytes]]:
     """Lock keys, of transactions that committed or did not; return what there is to be read."""
     found = dict(PAIRS)
     for number, key in enumerate(KEYS):
         start_ts = OLD + 2 * number
         if number % 4 == 0:
-            ledger.lock(key, b"other", start_ts, primary_lock=b"?%d" % number)
-            ledger.write(b"?%d" % number, b"x", start_ts + 1, start_ts)
-            ledger.write(b"?%d" % number, None, READ - 1)
+            mvcc.lock(key, start_ts, b"other", primary=b"?%d" % number)
+            mvcc.write(b"?%d" % number, b"x", start_ts + 1, start_ts)
+            mvcc.write(b"?%d" % number, None, READ - 1)
             found[key] = b"other"
         elif number % 4 == 1:
-            ledger.lock(key, b"other", start_ts)
+            mvcc.lock(key, start_ts, b"other")
         elif number % 4 == 2:
-            ledger.lock(key + b"+", b"other", start_ts)
+            mvcc.lock(key + b"+", start_ts, b"other")
     return list(found.items())
 
 
@@ -102,9 +102,9 @@ async def test_a_scan_goes_on_at_the_border_of_a_region(cluster: FakeCluster, sn
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("limit", [0, 1, 3, 4, 5, 11, 12, 13])
 async def test_a_limit_is_kept(
-    cluster: FakeCluster, snapshot: Snapshot, ledger: Any, limit: int, reverse: bool, locked: bool
+    cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc, limit: int, reverse: bool, locked: bool
 ) -> None:
-    expected = lock_every_other_key(ledger) if locked else PAIRS
+    expected = lock_every_other_key(mvcc) if locked else PAIRS
 
     found = await collect(snapshot.scan(b"a", limit=limit, reverse=reverse))
 
@@ -114,8 +114,8 @@ async def test_a_limit_is_kept(
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("start", "end"), [(b"b", b"q"), (b"b\0", b"p"), (b"g", b"g\0"), (b"z", b""), (b"d\0", b"g")])
-async def test_bounds(snapshot: Snapshot, ledger: Any, start: bytes, end: bytes, reverse: bool) -> None:
-    everything = lock_every_other_key(ledger)
+async def test_bounds(snapshot: Snapshot, mvcc: FakeMvcc, start: bytes, end: bytes, reverse: bool) -> None:
+    everything = lock_every_other_key(mvcc)
 
     found = await collect(snapshot.scan(start, end, reverse=reverse))
 
@@ -136,9 +136,9 @@ async def test_an_empty_range_asks_nobody(cluster: FakeCluster, snapshot: Snapsh
     assert cluster.log == []
 
 
-async def test_large_values_make_small_pages(cluster: FakeCluster, snapshot: Snapshot, ledger: Any) -> None:
+async def test_large_values_make_small_pages(cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc) -> None:
     for key in KEYS:
-        ledger.write(key, bytes(3 << 20), OLD)
+        mvcc.write(key, bytes(3 << 20), OLD)
 
     assert [key async for key, _ in snapshot.scan()] == KEYS
 
@@ -166,9 +166,9 @@ async def test_a_page_that_does_not_come_raises_and_is_asked_for_again(
 
 
 async def test_regions_split_and_merge_while_a_scan_goes_on(
-    cluster: FakeCluster, snapshot: Snapshot, ledger: Any
+    cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc
 ) -> None:
-    expected = lock_every_other_key(ledger)
+    expected = lock_every_other_key(mvcc)
     changes: Iterator[Callable[[], None]] = iter(
         [
             lambda: cluster.split(b"b"),
@@ -206,8 +206,8 @@ async def test_closing_ends_it(cluster: FakeCluster, snapshot: Snapshot) -> None
         await anext(scan)
 
 
-async def test_cancelled_it_goes_on_with_the_next_pair(snapshot: Snapshot, ledger: Any) -> None:
-    expected = lock_every_other_key(ledger)
+async def test_cancelled_it_goes_on_with_the_next_pair(snapshot: Snapshot, mvcc: FakeMvcc) -> None:
+    expected = lock_every_other_key(mvcc)
     found: list[tuple[bytes, bytes]] = []
     scan = snapshot.scan(b"a")
     steps = 0

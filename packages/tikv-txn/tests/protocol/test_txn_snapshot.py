@@ -18,6 +18,7 @@ from tikv_txn._store import TxnStore
 from tikv_txn.errors import KeyLocked, SnapshotTooOld, TransactionRefused, WriteConflict
 from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.snapshot import Reads, Snapshot, Start, fresh, granted, stale
+from tikv_txn.testing import FakeMvcc
 from tikv_txn.versioned import Versioned
 
 NOW_MS = 1_000_000
@@ -38,11 +39,11 @@ def reads(store: TxnStore) -> Reads:
 
 
 @pytest.fixture
-def begin(reads: Reads, ledger: Any) -> Callable[..., Snapshot]:
+def begin(reads: Reads, mvcc: FakeMvcc) -> Callable[..., Snapshot]:
     """Returns a snapshot; there is a value under each of `KEYS`, and another one behind `READ`."""
     for key in KEYS:
-        ledger.write(key, b"old " + key, LONG_AGO, LONG_AGO - 1)
-        ledger.write(key, b"new " + key, READ + 100, READ + 99)
+        mvcc.write(key, b"old " + key, LONG_AGO, LONG_AGO - 1)
+        mvcc.write(key, b"new " + key, READ + 100, READ + 99)
 
     def begin(start: int | Start = READ, timeout: float = 10.0, **options: Any) -> Snapshot:
         return Snapshot(reads, start, RequestOptions(**options), timeout)
@@ -71,10 +72,10 @@ async def outcome(read: Awaitable[Any]) -> Any:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_snapshot_sees_what_was_committed_by_then(snapshot: Snapshot, ledger: Any) -> None:
-    ledger.write(b"gone", b"1", READ - 5)
-    ledger.write(b"gone", None, READ - 4)
-    ledger.write(b"empty", b"", READ)
+async def test_a_snapshot_sees_what_was_committed_by_then(snapshot: Snapshot, mvcc: FakeMvcc) -> None:
+    mvcc.write(b"gone", b"1", READ - 5)
+    mvcc.write(b"gone", None, READ - 4)
+    mvcc.write(b"empty", b"", READ)
 
     assert await snapshot.get(b"a") == b"old a"
     assert await snapshot.get(bytearray(b"b")) == b"old b"
@@ -83,8 +84,8 @@ async def test_a_snapshot_sees_what_was_committed_by_then(snapshot: Snapshot, le
     assert [await snapshot.exists(key) for key in (b"a", b"empty", b"gone", b"")] == [True, True, False, False]
 
 
-async def test_many_keys(cluster: FakeCluster, snapshot: Snapshot, ledger: Any) -> None:
-    ledger.write(b"empty", b"", READ)
+async def test_many_keys(cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc) -> None:
+    mvcc.write(b"empty", b"", READ)
 
     found = await snapshot.batch_get([*KEYS, b"missing", b"empty", b"a"])
 
@@ -120,9 +121,9 @@ async def test_a_commit_timestamp_that_does_not_come_is_an_error(cluster: FakeCl
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-async def test_a_scan(snapshot: Snapshot, ledger: Any, reverse: bool) -> None:
-    ledger.write(b"bb", b"1", READ - 5)
-    ledger.write(b"bb", None, READ)
+async def test_a_scan(snapshot: Snapshot, mvcc: FakeMvcc, reverse: bool) -> None:
+    mvcc.write(b"bb", b"1", READ - 5)
+    mvcc.write(b"bb", None, READ)
 
     found = [pair async for pair in snapshot.scan(reverse=reverse)]
 
@@ -197,13 +198,13 @@ async def test_a_value_whose_commit_timestamp_is_not_known_is_read_again_for_it(
 
 @pytest.mark.parametrize(("start", "isolation"), [(LATEST, Isolation.SI), (READ, Isolation.RC)])
 async def test_what_is_not_repeatable_is_not_remembered(
-    begin: Callable[..., Snapshot], ledger: Any, start: int, isolation: Isolation
+    begin: Callable[..., Snapshot], mvcc: FakeMvcc, start: int, isolation: Isolation
 ) -> None:
     snapshot = begin(start, isolation=isolation)
     seen = []
 
     for number in range(2):
-        ledger.write(b"d", b"%d" % number, number + 1)
+        mvcc.write(b"d", b"%d" % number, number + 1)
         seen += [await snapshot.get(b"d"), (await snapshot.batch_get([b"d"]))[b"d"]]
 
     assert seen == [b"0", b"0", b"1", b"1"]
@@ -259,39 +260,39 @@ async def test_a_timestamp_that_does_not_come_is_the_reads_trouble(
 # --- locks ------------------------------------------------------------------------------------------------------------
 
 
-def committed(ledger: Any, key: bytes = b"a", commit_ts: int = OLD + 5) -> None:
+def committed(mvcc: FakeMvcc, key: bytes = b"a", commit_ts: int = OLD + 5) -> None:
     """A key whose transaction is committed at its primary key `c`, but not there yet."""
-    ledger.lock(key, b"value", OLD, primary_lock=b"c")
-    ledger.write(b"c", b"value", commit_ts, OLD)
+    mvcc.lock(key, OLD, b"value", primary=b"c")
+    mvcc.write(b"c", b"value", commit_ts, OLD)
 
 
-def dead(ledger: Any, key: bytes = b"a", start_ts: int = OLD) -> None:
+def dead(mvcc: FakeMvcc, key: bytes = b"a", start_ts: int = OLD) -> None:
     """A key whose transaction is over: its client is gone."""
-    ledger.lock(key, b"value", start_ts, primary_lock=b"z%d" % start_ts)
-    ledger.lock(b"z%d" % start_ts, b"value", start_ts)
+    mvcc.lock(key, start_ts, b"value", primary=b"z%d" % start_ts)
+    mvcc.lock(b"z%d" % start_ts, start_ts, b"value")
 
 
-def alive(ledger: Any, key: bytes = b"a") -> None:
+def alive(mvcc: FakeMvcc, key: bytes = b"a") -> None:
     """A key of a transaction under way, which will commit later than who reads now."""
-    ledger.lock(key, b"value", RECENT, primary_lock=b"z")
-    ledger.lock(b"z", b"value", RECENT, min_commit_ts=RECENT + 1)
+    mvcc.lock(key, RECENT, b"value", primary=b"z")
+    mvcc.lock(b"z", RECENT, b"value", min_commit_ts=RECENT + 1)
 
 
-def finished(ledger: Any, key: bytes = b"a") -> None:
+def finished(mvcc: FakeMvcc, key: bytes = b"a") -> None:
     """A key of an async commit whose keys are all locked."""
-    ledger.lock(key, b"value", OLD, primary_lock=b"z", use_async_commit=True, min_commit_ts=OLD + 9)
-    ledger.lock(b"z", b"value", OLD, use_async_commit=True, min_commit_ts=OLD + 2, secondaries=[key])
+    mvcc.lock(key, OLD, b"value", primary=b"z", use_async_commit=True, min_commit_ts=OLD + 9)
+    mvcc.lock(b"z", OLD, b"value", use_async_commit=True, min_commit_ts=OLD + 2, secondaries=[key])
 
 
-def unfinished(ledger: Any, key: bytes = b"a") -> None:
+def unfinished(mvcc: FakeMvcc, key: bytes = b"a") -> None:
     """A key of an async commit that lacks a lock."""
-    ledger.lock(key, b"value", OLD, primary_lock=b"z", use_async_commit=True, min_commit_ts=OLD + 9)
-    ledger.lock(b"z", b"value", OLD, use_async_commit=True, min_commit_ts=OLD + 2, secondaries=[key, b"yy"])
+    mvcc.lock(key, OLD, b"value", primary=b"z", use_async_commit=True, min_commit_ts=OLD + 9)
+    mvcc.lock(b"z", OLD, b"value", use_async_commit=True, min_commit_ts=OLD + 2, secondaries=[key, b"yy"])
 
 
 LOCKS = {
     "committed": (committed, b"value"),
-    "committed later": (lambda ledger: committed(ledger, commit_ts=READ + 1), b"old a"),
+    "committed later": (lambda mvcc: committed(mvcc, commit_ts=READ + 1), b"old a"),
     "dead": (dead, b"old a"),
     "alive": (alive, b"old a"),
     "finished": (finished, b"value"),
@@ -301,8 +302,8 @@ every_lock = pytest.mark.parametrize(("lock", "value"), LOCKS.values(), ids=list
 
 
 @every_lock
-async def test_reads_get_past_locks(begin: Callable[..., Snapshot], ledger: Any, lock: Any, value: bytes) -> None:
-    lock(ledger)
+async def test_reads_get_past_locks(begin: Callable[..., Snapshot], mvcc: FakeMvcc, lock: Any, value: bytes) -> None:
+    lock(mvcc)
 
     found = [
         await begin().get(b"a"),
@@ -313,14 +314,14 @@ async def test_reads_get_past_locks(begin: Callable[..., Snapshot], ledger: Any,
     await wait_all_tasks_blocked()
 
     assert found == [value] * 4
-    assert (b"a" in ledger.locks) == (lock is alive)
+    assert (b"a" in mvcc.locks) == (lock is alive)
 
 
 @every_lock
 async def test_commit_timestamps_under_locks(
-    begin: Callable[..., Snapshot], ledger: Any, lock: Any, value: bytes
+    begin: Callable[..., Snapshot], mvcc: FakeMvcc, lock: Any, value: bytes
 ) -> None:
-    lock(ledger)
+    lock(mvcc)
 
     one = await begin().get_versioned(b"a")
     many = await begin().batch_get_versioned([b"a", b"b"])
@@ -331,25 +332,25 @@ async def test_commit_timestamps_under_locks(
 
 
 async def test_a_read_is_not_held_up_by_putting_locks_away(
-    cluster: FakeCluster, snapshot: Snapshot, ledger: Any
+    cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc
 ) -> None:
-    committed(ledger)
+    committed(mvcc)
     cluster.store(1).delay_next(Tikv.KvResolveLock, 5.0)
     began = cluster.transport.now()
 
     assert await snapshot.get(b"a") == b"value"
 
     assert cluster.transport.now() == began
-    assert b"a" in ledger.locks
+    assert b"a" in mvcc.locks
     await anyio.sleep(6)
-    assert b"a" not in ledger.locks
+    assert b"a" not in mvcc.locks
 
 
 async def test_all_requests_of_a_snapshot_name_what_it_may_pass(
-    cluster: FakeCluster, begin: Callable[..., Snapshot], snapshot: Snapshot, ledger: Any
+    cluster: FakeCluster, begin: Callable[..., Snapshot], snapshot: Snapshot, mvcc: FakeMvcc
 ) -> None:
-    committed(ledger)
-    dead(ledger, b"b", OLD + 1)
+    committed(mvcc)
+    dead(mvcc, b"b", OLD + 1)
     await snapshot.get(b"a")
     await snapshot.get(b"b")
     cluster.log.clear()
@@ -364,9 +365,11 @@ async def test_all_requests_of_a_snapshot_name_what_it_may_pass(
     assert lists(other) == ([], [])
 
 
-async def test_only_what_was_locked_is_asked_for_again(cluster: FakeCluster, snapshot: Snapshot, ledger: Any) -> None:
-    committed(ledger, b"a")
-    dead(ledger, b"b", OLD + 1)
+async def test_only_what_was_locked_is_asked_for_again(
+    cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc
+) -> None:
+    committed(mvcc, b"a")
+    dead(mvcc, b"b", OLD + 1)
 
     found = await snapshot.batch_get(KEYS)
 
@@ -376,10 +379,10 @@ async def test_only_what_was_locked_is_asked_for_again(cluster: FakeCluster, sna
 
 
 async def test_only_what_was_locked_of_a_page_is_asked_for(
-    cluster: FakeCluster, snapshot: Snapshot, ledger: Any
+    cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc
 ) -> None:
-    committed(ledger, b"a")
-    dead(ledger, b"aa", OLD + 1)
+    committed(mvcc, b"a")
+    dead(mvcc, b"aa", OLD + 1)
 
     found = [pair async for pair in snapshot.scan(b"", b"b")]
 
@@ -388,25 +391,25 @@ async def test_only_what_was_locked_of_a_page_is_asked_for(
     assert len(cluster.requests(Tikv.KvScan)) == 1
 
 
-async def test_a_scan_of_keys_has_no_value_of_a_locked_one(snapshot: Snapshot, ledger: Any) -> None:
-    committed(ledger, b"a")
+async def test_a_scan_of_keys_has_no_value_of_a_locked_one(snapshot: Snapshot, mvcc: FakeMvcc) -> None:
+    committed(mvcc, b"a")
 
     assert [pair async for pair in snapshot.scan(b"", b"c", key_only=True)] == [(b"a", b""), (b"b", b"")]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-async def test_a_limit_counts_what_is_there_behind_locks(snapshot: Snapshot, ledger: Any, limit: int) -> None:
+async def test_a_limit_counts_what_is_there_behind_locks(snapshot: Snapshot, mvcc: FakeMvcc, limit: int) -> None:
     for number in range(4):
-        dead(ledger, b"0%d" % number, OLD + number)
+        dead(mvcc, b"0%d" % number, OLD + number)
 
     assert [key async for key, _ in snapshot.scan(limit=limit)] == KEYS[:limit]
 
 
 async def test_a_lock_that_keeps_a_store_from_answering_at_all(
-    cluster: FakeCluster, snapshot: Snapshot, ledger: Any
+    cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc
 ) -> None:
-    committed(ledger, b"a")
-    locked = kvrpcpb.KeyError(locked=ledger.locks[b"a"][0])
+    committed(mvcc, b"a")
+    locked = kvrpcpb.KeyError(locked=mvcc.locks[b"a"])
     cluster.store(1).answer_next(
         Tikv.KvBatchGet, kvrpcpb.BatchGetResponse(error=locked, pairs=[kvrpcpb.KvPair(error=locked)])
     )
@@ -420,17 +423,17 @@ async def test_a_lock_that_keeps_a_store_from_answering_at_all(
 
 
 async def test_a_transaction_under_way_that_cannot_be_pushed_is_waited_for(
-    cluster: FakeCluster, snapshot: Snapshot, ledger: Any
+    cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc
 ) -> None:
-    ledger.lock(b"a", b"value", RECENT, primary_lock=b"z")
-    ledger.lock(b"z", b"value", RECENT)
+    mvcc.lock(b"a", RECENT, b"value", primary=b"z")
+    mvcc.lock(b"z", RECENT, b"value")
     tries = 0
 
     def commit_after_a_while() -> None:
         nonlocal tries
         tries += 1
         if tries == 4:
-            ledger._finish(b"z", RECENT + 7)
+            mvcc.commit(b"z", RECENT, RECENT + 7)
 
     cluster.store(1).before_next(Tikv.KvCheckTxnStatus, commit_after_a_while, times=math.inf)
     began = cluster.transport.now()
@@ -449,10 +452,10 @@ async def test_a_transaction_under_way_that_cannot_be_pushed_is_waited_for(
     ],
 )
 async def test_a_lock_that_outlives_the_read(
-    snapshot: Snapshot, ledger: Any, read: Callable[[Snapshot], Awaitable[Any]]
+    snapshot: Snapshot, mvcc: FakeMvcc, read: Callable[[Snapshot], Awaitable[Any]]
 ) -> None:
-    ledger.lock(b"a", b"value", RECENT, primary_lock=b"z")
-    ledger.lock(b"z", b"value", RECENT, lock_ttl=100_000)
+    mvcc.lock(b"a", RECENT, b"value", primary=b"z")
+    mvcc.lock(b"z", RECENT, b"value", ttl_ms=100_000)
 
     with pytest.raises(DeadlineExceeded, match="did not finish within 2 s") as caught:
         await read(snapshot)
@@ -461,8 +464,8 @@ async def test_a_lock_that_outlives_the_read(
     assert (caught.value.__cause__.key, caught.value.__cause__.lock_ts) == (b"a", RECENT)
 
 
-async def test_read_committed_ignores_locks(begin: Callable[..., Snapshot], ledger: Any) -> None:
-    committed(ledger, b"a")
+async def test_read_committed_ignores_locks(begin: Callable[..., Snapshot], mvcc: FakeMvcc) -> None:
+    committed(mvcc, b"a")
 
     assert await begin(isolation=Isolation.RC).get(b"a") == b"old a"
 
@@ -502,9 +505,9 @@ async def test_a_pair_that_a_store_refuses(cluster: FakeCluster, snapshot: Snaps
 
 
 async def test_a_stale_read_that_meets_a_lock_asks_the_leader(
-    cluster: FakeCluster, begin: Callable[..., Snapshot], ledger: Any
+    cluster: FakeCluster, begin: Callable[..., Snapshot], mvcc: FakeMvcc
 ) -> None:
-    committed(ledger, b"a")
+    committed(mvcc, b"a")
     options = {"stale_read": True, "replica_read": ReplicaRead.MIXED, "busy_threshold": 0.1}
 
     assert await begin(**options).get(b"a") == b"value"
@@ -516,12 +519,12 @@ async def test_a_stale_read_that_meets_a_lock_asks_the_leader(
 
 
 async def test_a_snapshot_forgets_what_it_may_pass_at_last(
-    cluster: FakeCluster, snapshot: Snapshot, ledger: Any
+    cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc
 ) -> None:
     for number in range(1500):
-        dead(ledger, b"d%04d" % number, OLD + number)
-        del ledger.locks[b"z%d" % (OLD + number)]
-        ledger.rolled_back.add((b"z%d" % (OLD + number), OLD + number))
+        dead(mvcc, b"d%04d" % number, OLD + number)
+        del mvcc.locks[b"z%d" % (OLD + number)]
+        mvcc.rolled_back.add((b"z%d" % (OLD + number), OLD + number))
 
     await snapshot.batch_get([b"d%04d" % number for number in range(1500)])
     await snapshot.get(b"a")
@@ -543,15 +546,15 @@ async def test_the_latest_version_needs_no_timestamp(cluster: FakeCluster, begin
 
 
 async def test_a_read_of_the_latest_version_takes_place_before_locks_made_since(
-    cluster: FakeCluster, begin: Callable[..., Snapshot], ledger: Any
+    cluster: FakeCluster, begin: Callable[..., Snapshot], mvcc: FakeMvcc
 ) -> None:
     def relock() -> None:
-        ledger.locks.clear()
-        ledger.lock(b"a", b"other", RECENT, primary_lock=b"z")
+        mvcc.locks.clear()
+        mvcc.lock(b"a", RECENT, b"other", primary=b"z")
 
-    dead(ledger)
+    dead(mvcc)
     cluster.store(1).before_next(Tikv.KvCheckTxnStatus, relock)
-    ledger.rolled_back.add((b"z%d" % OLD, OLD))
+    mvcc.rolled_back.add((b"z%d" % OLD, OLD))
 
     assert await begin(LATEST).get(b"a") == b"new a"
 
@@ -564,13 +567,13 @@ async def test_a_read_of_the_latest_version_takes_place_before_locks_made_since(
 
 
 async def test_another_read_of_the_latest_version_asks_anew(
-    cluster: FakeCluster, begin: Callable[..., Snapshot], ledger: Any
+    cluster: FakeCluster, begin: Callable[..., Snapshot], mvcc: FakeMvcc
 ) -> None:
-    alive(ledger)
+    alive(mvcc)
     cluster.store(1).hang_next(Tikv.KvResolveLock)
     latest = begin(LATEST)
     before = await latest.get(b"a")
-    ledger._finish(b"z", READ + 500)
+    mvcc.commit(b"z", RECENT, READ + 500)
 
     after = await latest.get(b"a")
 
@@ -638,8 +641,8 @@ async def test_a_safe_point_never_goes_back(cluster: FakeCluster, begin: Callabl
 # --- Regions that move, clients that close ----------------------------------------------------------------------------
 
 
-async def test_reads_follow_regions(cluster: FakeCluster, snapshot: Snapshot, ledger: Any) -> None:
-    committed(ledger, b"a")
+async def test_reads_follow_regions(cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc) -> None:
+    committed(mvcc, b"a")
     store = cluster.store(1)
     store.before_next(Tikv.KvGet, lambda: cluster.split(b"0"))
     store.before_next(Tikv.KvBatchGet, lambda: cluster.split(b"b"))
@@ -651,10 +654,10 @@ async def test_reads_follow_regions(cluster: FakeCluster, snapshot: Snapshot, le
 
 
 async def test_a_region_that_moves_between_a_lock_and_the_retry(
-    cluster: FakeCluster, snapshot: Snapshot, ledger: Any
+    cluster: FakeCluster, snapshot: Snapshot, mvcc: FakeMvcc
 ) -> None:
-    committed(ledger, b"a")
-    committed(ledger, b"b")
+    committed(mvcc, b"a")
+    committed(mvcc, b"b")
     cluster.store(1).before_next(Tikv.KvCheckTxnStatus, lambda: cluster.split(b"b"))
 
     found = await snapshot.batch_get(KEYS)

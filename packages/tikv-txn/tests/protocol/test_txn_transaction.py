@@ -34,11 +34,6 @@ TWO_PC = TransactionOptions(one_pc=False, async_commit=False)
 
 
 @pytest.fixture
-def mvcc(cluster: FakeCluster) -> FakeMvcc:
-    return FakeMvcc(cluster)
-
-
-@pytest.fixture
 async def client(cluster: FakeCluster, mvcc: FakeMvcc) -> AsyncIterator[TransactionClient]:  # noqa: ARG001  # serves it
     async with TransactionClient(cluster.url, transport=cluster.transport) as opened:
         yield opened
