@@ -365,8 +365,8 @@ class Transaction:
             EntryTooLarge: a request exceeds raft's entry limit, 8 MiB by default. Nothing was committed.
             UndeterminedError: it may or may not have committed; only then.
 
-        Interrupted: it may or may not have committed, `state` is UNDETERMINED; what is left of it on stores is removed
-        in the background, or by those who meet it.
+        Interrupted: it may or may not have committed; `state` says which, or UNDETERMINED when that is not known. What
+        is left of it on stores is removed in the background, or by those who meet it.
         Source: client-go KVTxn.Commit.
         """
         transaction = self._transaction
