@@ -204,12 +204,15 @@ class CommitAnswers:
         """Return None when it succeeded, or a request with a later timestamp when this one was pushed away."""
         assert isinstance(request, PartRequest)
         state, requests = self._state, self._requests
-        call.lost = None
         if not response.HasField("error"):
+            call.lost = None
             state.on_committed(requests.commit_ts)
             return None
-        state.on_commit_refused()
         failure = key_error(response.error, self._codec, operation=call.operation)
+        if response.error.HasField("txn_lock_not_found") or isinstance(failure, CommitTsExpired):
+            # Had another attempt been applied, this one would have succeeded. Of other errors that cannot be said.
+            call.lost = None
+            state.on_commit_refused()
         mutations = requests.order.mutations
         if not isinstance(failure, CommitTsExpired) or failure.key != mutations.keys[mutations.primary]:
             raise failure

@@ -159,7 +159,7 @@ class CommitState:
         self.commit_ts = commit_ts
 
     def on_commit_refused(self) -> None:
-        """The commit of the primary key was refused: no attempt of it was or will be applied."""
+        """The commit of the primary key was refused as it is only if no attempt of it was or will be applied."""
         self._is_commit_doubtful = False
 
     def on_commit_lost(self) -> None:

@@ -128,14 +128,13 @@ class _Commit:
         mutations, options, config = order.mutations, order.options, store.config
         self._order = order
         self._requests = CommitRequests(order, store.codec, mutations.lock_ttl(order.elapsed, config))
-        has_locks = bool(mutations.locking)
         self._state = CommitState(
             len(mutations),
             mutations.locking,
             mutations.primary,
             order.start_ts,
-            one_pc=options.one_pc and has_locks,
-            async_commit=options.async_commit and has_locks and mutations.may_commit_async(config),
+            one_pc=options.one_pc and mutations.may_commit_at_once,
+            async_commit=options.async_commit and mutations.may_commit_async(config),
         )
         self._resolver = resolver
         self._background = background

@@ -81,6 +81,16 @@ class Mutations:
         """Bytes of all keys and values."""
         return sum(map(size_of, self.all))
 
+    @property
+    def may_commit_at_once(self) -> bool:
+        """Whether one request may commit it.
+
+        A key that is only checked keeps no trace of that. When it is written afterwards, and the request is sent again
+        because its answer was lost, the store takes that for a conflict, and does not look whether the other keys are
+        committed. client-go takes that chance.
+        """
+        return bool(self.locking) and not self.has_checks
+
     def may_commit_async(self, config: TxnConfig) -> bool:
         """Tell whether few and small enough keys are written that the primary lock can name them all.
 

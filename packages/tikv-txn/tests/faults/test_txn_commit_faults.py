@@ -135,6 +135,22 @@ async def test_an_error_about_the_key_shows_that_the_commit_did_not_happen(
     assert not mvcc.locks
 
 
+async def test_an_error_of_another_kind_says_nothing_of_a_lost_commit(
+    cluster: FakeCluster, client: Client, mvcc: FakeMvcc
+) -> None:
+    refusal = kvrpcpb.CommitResponse(error=kvrpcpb.KeyError(abort="the engine is closing"))
+    cluster.store(1).drop_reply_next(Tikv.KvCommit)
+    cluster.store(1).answer_next(Tikv.KvCommit, refusal)
+
+    with pytest.raises(UndeterminedError) as caught:
+        await client.commit(A, H)
+    await wait_all_tasks_blocked()
+
+    assert isinstance(caught.value.__cause__, TransactionRefused)
+    assert mvcc.at(b"a") == b"v"
+    assert not cluster.requests(Tikv.KvBatchRollback)
+
+
 async def test_a_lost_answer_that_success_follows_is_none(cluster: FakeCluster, client: Client, mvcc: FakeMvcc) -> None:
     cluster.store(1).drop_reply_next(Tikv.KvCommit)
 
@@ -389,6 +405,25 @@ async def test_after_a_lost_prewrite_the_store_has_the_word_about_a_later_lock(
     await wait_all_tasks_blocked()
 
     assert mvcc.at(b"a") == (b"theirs" if commits else b"v")
+
+
+async def test_a_commit_that_checks_keys_is_not_taken_for_failed_because_one_was_inserted_after_it(
+    cluster: FakeCluster, client: Client, mvcc: FakeMvcc
+) -> None:
+    check = Entry(b"a", is_deleted=True, must_not_exist=True)
+
+    def insert() -> None:
+        # Where the transaction checked a key it left no trace by which a store could tell that it has committed.
+        mvcc.write(b"a", b"theirs", START + 500)
+
+    cluster.store(1).drop_reply_next(Tikv.KvPrewrite)
+    cluster.store(1).before_next(Tikv.KvPrewrite, insert)
+
+    with pytest.raises(WriteConflict):
+        await client.commit(check, Entry(b"b", b"v"), options=ANY)
+    await wait_all_tasks_blocked()
+
+    assert mvcc.at(b"b") is None
 
 
 @pytest.mark.parametrize("options", [ONE_PHASE, ANY])
