@@ -39,6 +39,9 @@ _CALLS_END_WITHIN: Final = 1.0
 """Seconds that calls under way are given to fail in their own way once the client is closed."""
 _EXIT_WITHIN: Final = 5.0
 """Seconds that the exit of a program waits for a client that was not closed."""
+_SIGNALS_WITHIN: Final = 0.5
+"""Seconds after which a waiting thread looks for signals: one that comes just before a thread begins to wait for a lock
+does not wake it (seen with 3.11: one Ctrl-C in 300 on a busy machine)."""
 _FORKED: Final = "was opened before this process was forked, and works in the parent only; open it after the fork"
 _ORPHANED: Final = (
     "cannot be opened: this process was forked from one that had opened a client, and gRPC does not survive that; "
@@ -233,7 +236,8 @@ class _LoopThread:
         """Return once the client is open; raise what opening it raised, or ClosedError if it was closed meanwhile."""
         try:
             self.thread.start()
-            self._settled.wait()
+            while not self._settled.wait(_SIGNALS_WITHIN):
+                pass
         except BaseException:
             self.stop()
             self._join()
@@ -281,7 +285,8 @@ class _LoopThread:
             if not self._is_woken:
                 self._is_woken = True
                 self._in_loop(self._take_queue)
-            crossing.done.acquire()
+            while not crossing.done.acquire(timeout=_SIGNALS_WITHIN):
+                pass
         except BaseException:
             self._in_loop(self._give_up, crossing)
             raise
