@@ -103,14 +103,25 @@ class Intercepted:
     async def execute(self, entry: RegionEntry, route: Route, request: Request[Resp], call: Call) -> Resp:
         """Send it."""
         attempt = Attempt(call.operation, request, entry, route.store, call.options, call)
+        was_sent = False
 
         async def send() -> Message:
+            nonlocal was_sent
+            was_sent = True
             return await self.inner.execute(entry, route, request, call, attempt.fields, attempt.priority)
 
         proceed: Proceed = send
         for interceptor in reversed(self.interceptors):
             proceed = _around(interceptor, attempt, proceed)
-        response = await proceed()
+        try:
+            response = await proceed()
+        except RpcError:
+            raise
+        except Exception as error:
+            if was_sent and request.effect is not Effect.READ:
+                # What an interceptor raises of its own says nothing of what the store did before.
+                call.lost = RpcError(route.client.address, request.rpc.name, "UNKNOWN", type(error).__name__)
+            raise
         if not isinstance(response, request.rpc.response):
             raise TypeError(f"an interceptor answered {request.rpc.name} with {type(response).__name__}")
         return response

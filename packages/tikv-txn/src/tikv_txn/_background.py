@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
-from tikv_pd import TikvError
 from tikv_rpc import RpcClient
 
 
@@ -44,8 +43,9 @@ class Background:
     async def _run(self, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[object, ...]) -> None:
         try:
             await function(*args)
-        except TikvError:
-            # Readers do it.
+        except Exception:
+            # Readers do it, also where an interceptor raises an error of its own: nobody is there to hear of it, and
+            # other work of the client must not end by it.
             return
         finally:
             self._running -= 1

@@ -259,8 +259,9 @@ class LockResolver:
     async def _run_in_background(self, found: Sequence[Chore], options: RequestOptions) -> None:
         try:
             await self._carry_out(found, self._store.rpc.call("resolve_locks", BACKGROUND_SECONDS, options))
-        except TikvError:
-            # Whoever meets them next tries again.
+        except Exception:
+            # Whoever meets them next tries again, also where an interceptor raises an error of its own: nobody is there
+            # to hear of it, and other work of the client must not end by it.
             return
         finally:
             self._being_cleaned.difference_update(found)

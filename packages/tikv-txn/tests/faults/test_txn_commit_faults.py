@@ -20,6 +20,7 @@ from tikv_txn import Transaction, TransactionClient, TransactionState
 from tikv_txn._store import TxnStore
 from tikv_txn.buffer import Entry
 from tikv_txn.committer import Committer
+from tikv_txn.config import TxnConfig
 from tikv_txn.errors import KeyLocked, TransactionAborted, TransactionRefused, WriteConflict
 from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.mutations import Mutations
@@ -700,3 +701,61 @@ async def test_the_next_commit_after_an_undetermined_one_works(
     )
 
     assert mvcc.at(b"a", commit_ts) == b"new"
+
+
+class Failing:
+    """Raises errors of its own, in place of answers to requests of some operations."""
+
+    name = "failing"
+
+    def __init__(self, error: Exception, *operations: str) -> None:
+        self._error = error
+        self._operations = operations
+
+    async def __call__(self, attempt: Attempt, proceed: Proceed) -> Message:
+        response = await proceed()
+        if attempt.operation in self._operations and attempt.rpc is not Tikv.KvPrewrite:
+            raise self._error
+        return response
+
+
+@pytest.mark.parametrize("error", [LookupError("mine"), ClosedError("mine")])
+async def test_an_interceptor_that_fails_after_a_commit_was_applied_leaves_it_undetermined(
+    cluster: FakeCluster, mvcc: FakeMvcc, error: Exception
+) -> None:
+    interceptor = Failing(error, "commit")
+
+    async with TransactionClient(cluster.url, transport=cluster.transport, interceptors=[interceptor]) as client:
+        txn = await client.begin(TWO_PHASES)
+        txn.put_many({b"a": b"v", b"h": b"v"})
+        with pytest.raises(UndeterminedError) as caught:
+            await txn.commit()
+
+    assert caught.value.__cause__ is error
+    assert mvcc.at(b"a") == b"v"
+    assert not cluster.requests(Tikv.KvBatchRollback)
+
+
+async def test_an_interceptor_that_fails_in_the_background_does_no_harm_to_the_client(
+    cluster: FakeCluster, mvcc: FakeMvcc
+) -> None:
+    interceptor = Failing(LookupError("mine"), "commit_secondaries", "clean_up", "heartbeat", "resolve_locks")
+    config = TxnConfig(heartbeat_bytes=1)
+    cluster.store(1).delay_next(Tikv.KvCommit, 60.0)
+
+    async with TransactionClient(
+        cluster.url, config=config, transport=cluster.transport, interceptors=[interceptor]
+    ) as client:
+        async with client.begin(attrs.evolve(TWO_PHASES, timeout=100.0)) as txn:
+            txn.put_many({b"a": b"v", b"h": b"v"})
+        mvcc.lock(b"q", START - 5, primary=b"p", ttl_ms=1)
+        mvcc.roll_back(b"p", START - 5)
+        found = await client.snapshot().batch_get([b"a", b"h", b"q"])
+        conflicting = await client.begin(TWO_PHASES)
+        conflicting.put_many({b"a": b"w", b"h": b"w"})
+        mvcc.write(b"h", b"theirs", conflicting.start_ts.ts + 5)
+        with pytest.raises(WriteConflict):
+            await conflicting.commit()
+        await wait_all_tasks_blocked()
+
+    assert found == {b"a": b"v", b"h": b"v"}
