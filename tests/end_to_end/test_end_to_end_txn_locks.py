@@ -26,6 +26,7 @@ ONE_PC = TransactionOptions(async_commit=False, one_pc=True)
 # Timestamps that tell whether a lock has expired are to be no older than locks live.
 PD = PdConfig(low_resolution_interval=0.05)
 CONFIG = TxnConfig(lock_ttl=0.3, scan_page=2, pd=PD)
+VANISHING = attrs.evolve(CONFIG, close_timeout=0)
 
 KEYS = [b"a", b"b", b"h", b"i", b"q"]
 """The first is the primary key. There are Regions from g and from p on."""
@@ -114,7 +115,7 @@ async def committing(
     options: TransactionOptions,
     point: Point,
     writes: dict[bytes, bytes | None],
-    config: TxnConfig = CONFIG,
+    config: TxnConfig = VANISHING,
 ) -> AsyncIterator[Vanishing]:
     """Have another client commit up to some point; at the end of the block it vanishes."""
     vanishing = Vanishing(point)
@@ -277,7 +278,7 @@ async def test_a_commit_in_one_phase_leaves_nothing(
 
 async def test_an_async_commit_that_fell_back(cluster: EmbeddedCluster, client: TransactionClient) -> None:
     # No store can find a commit timestamp within so short a window.
-    config = attrs.evolve(CONFIG, async_commit_window=1e-9)
+    config = attrs.evolve(VANISHING, async_commit_window=1e-9)
     for point, expected in (
         (Point(Tikv.KvPrewrite, REST, 1), OLD),
         (Point(Tikv.KvCommit, {b"a"}, 3), OLD),
@@ -292,7 +293,7 @@ async def test_an_async_commit_that_fell_back(cluster: EmbeddedCluster, client: 
 
 async def test_a_large_transaction_is_put_away_as_a_whole(cluster: EmbeddedCluster, client: TransactionClient) -> None:
     writes: dict[bytes, bytes | None] = {b"k%04d" % number: b"new" for number in range(600)}
-    config = attrs.evolve(CONFIG, commit_batch_bytes=1 << 20)
+    config = attrs.evolve(VANISHING, commit_batch_bytes=1 << 20)
     point = Point(Tikv.KvCommit, {b"k0000"}, 1)
     async with committing(cluster, TWO_PC, point, writes, config):
         pass

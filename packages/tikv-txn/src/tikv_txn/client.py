@@ -108,9 +108,9 @@ class TransactionClient:
     async def aclose(self) -> None:
         """Close the client; calls under way fail with ClosedError, or UndeterminedError for a commit that was sent.
 
-        Work of commits that goes on in the background has 2 s to end: what it leaves on stores is put right by whoever
-        meets it. Closing twice is fine, and a closed client may be opened again. Must run in the task that opened the
-        client, as the end of `async with` does.
+        Work of commits that goes on in the background has `TxnConfig.close_timeout` to end: what it leaves on stores is
+        put right by whoever meets it. Closing twice is fine, and a closed client may be opened again. Must run in the
+        task that opened the client, as the end of `async with` does.
 
         Cancellation: the client is closed all the same.
         """

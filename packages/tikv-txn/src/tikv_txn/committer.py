@@ -38,8 +38,6 @@ _SECONDARIES_SECONDS: Final = 41.0
 """Time to commit in the background what the caller does not wait for. Source: client-go CommitSecondaryMaxBackoff."""
 _CLEAN_UP_SECONDS: Final = 20.0
 """Time to roll back what a failed commit has locked. Source: client-go cleanupMaxBackoff."""
-FAREWELL: Final = 2.0
-"""Seconds for which closing a client waits for work in the background."""
 _MAX_AGE: Final = 86_400.0
 """Seconds after which a transaction may not commit. Source: client-go MaxTxnTimeUse."""
 
@@ -94,16 +92,13 @@ class Committer:
         order = CommitOrder(mutations, start_ts, self._store.rpc.now() - began, options, cancelled)
         return await self._plan.execute(order, call)
 
-    async def finish(self, seconds: float = FAREWELL) -> None:
+    async def finish(self) -> None:
         """Wait until the locks of commits that have ended for their callers are gone, but not for long.
 
         For the moment before a client is closed: locks that it left behind would be in the way of others until they
         expire. Those of an async commit are, although it is committed.
-
-        Args:
-            seconds: At most.
         """
-        await self._background.finish(seconds)
+        await self._background.finish(self._store.config.close_timeout)
 
 
 @attrs.frozen

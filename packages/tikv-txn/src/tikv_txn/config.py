@@ -93,6 +93,11 @@ class TxnConfig:
     """
     background_tasks: int = attrs.field(default=1000, validator=_count)
     """Clean-ups of other transactions' locks that are under way at once; further ones wait."""
+    close_timeout: float = attrs.field(default=2.0, validator=[number, not_negative])
+    """Seconds that closing the client waits for the work of commits in the background; 0 to wait for none.
+
+    What is left undone keeps others waiting until locks expire.
+    """
     pd: PdConfig = attrs.field(factory=PdConfig)
     """Talking to PD."""
     region: RegionConfig = attrs.field(factory=RegionConfig)

@@ -218,6 +218,15 @@ async def seconds_until_two_locks_are_passed(at: Setting) -> float:
     return round(anyio.current_time() - began)
 
 
+async def seconds_of_closing_during_a_commit(at: Setting) -> float:
+    await at.client.snapshot().batch_get(FAR)
+    at.cluster.store(1).before_next(Tikv.KvCommit, lambda: at.cluster.store(1).hang_next(Tikv.KvCommit, times=10))
+    await at.commit(FAR, TWO_PC)
+    began = anyio.current_time()
+    await at.client.aclose()
+    return anyio.current_time() - began
+
+
 async def name_of_the_caller(at: Setting) -> str:
     await at.client.get_ts()
     await at.client.snapshot().get(b"a")
@@ -256,6 +265,7 @@ CONFIG: dict[str, tuple[Outcome, list[tuple[Any, Any]]]] = {
     "resolved_transactions": (questions_about_two_transactions, [(1, 4), (2, 2)]),
     "resolve_lite_keys": (resolves_single_keys, [(100, False), (101, True)]),
     "background_tasks": (seconds_until_two_locks_are_passed, [(1, 5), (2, 0)]),
+    "close_timeout": (seconds_of_closing_during_a_commit, [(0.0, 0.0), (3.0, 3.0)]),
     "pd": (name_of_the_caller, [(PdConfig(caller_component="orders"), "orders"), (PdConfig(), "tikv-sdk-python")]),
     "region": (pages_of_regions, [(RegionConfig(scan_page=1), 3), (RegionConfig(), 1)]),
     "rpc": (time_of_an_attempt, [(RpcConfig(attempt_timeout=3), 2000), (RpcConfig(attempt_timeout=6), 4000)]),
