@@ -23,7 +23,6 @@ from tikv_txn import (
     TransactionAborted,
     TransactionClient,
     TransactionOptions,
-    TxnConfig,
     UndeterminedError,
     WriteConflict,
 )
@@ -113,6 +112,8 @@ class Script:
     """Seconds before each step, and before the commit."""
     patience: float = 60.0
     """Seconds after which it is cancelled."""
+    timeout: float = 20.0
+    """Seconds that each of its calls may take."""
 
 
 @attrs.frozen
@@ -183,9 +184,8 @@ async def run(schedule: Schedule) -> Result:
 
 async def _live(cluster: VirtualCluster, recording: Recording, scripts: list[Script], life: float) -> None:
     with anyio.move_on_after(life):
-        config = TxnConfig(timeout=20.0)
         async with (
-            TransactionClient(cluster.url, transport=cluster.transport, config=config) as client,
+            TransactionClient(cluster.url, transport=cluster.transport) as client,
             anyio.create_task_group() as tasks,
         ):
             for script in scripts:
@@ -195,7 +195,7 @@ async def _live(cluster: VirtualCluster, recording: Recording, scripts: list[Scr
 async def _perform(client: TransactionClient, recording: Recording, script: Script) -> None:
     await anyio.sleep(script.start)
     with anyio.move_on_after(script.patience), suppress(*EXPECTED):
-        async with recording.transaction(client, MODES[script.mode]) as txn:
+        async with recording.transaction(client, MODES[script.mode], timeout=script.timeout) as txn:
             for step, key in script.steps:
                 await anyio.sleep(script.pause)
                 await STEPS[step](txn, key)
@@ -255,7 +255,8 @@ _scripts = st.builds(
     ).map(tuple),
     start=st.sampled_from([0.0, 0.01, 0.03, 0.1, 0.2, 0.5, 4.0]),
     pause=st.sampled_from([0.0, 0.01, 0.05]),
-    patience=st.sampled_from([60.0, 60.0, 60.0, 0.1, 0.5]),
+    patience=st.sampled_from([60.0, 60.0, 60.0, 0.1, 0.3]),
+    timeout=st.sampled_from([20.0, 20.0, 0.03, 0.2]),
 )
 _changes = st.builds(
     Change,
@@ -267,7 +268,7 @@ _changes = st.builds(
 schedules = st.builds(
     Schedule,
     scripts=st.lists(_scripts, min_size=3, max_size=10).map(tuple),
-    faults=st.lists(_faults, max_size=40).map(tuple),
+    faults=st.lists(_faults, min_size=5, max_size=50).map(tuple),
     changes=st.lists(_changes, max_size=6).map(tuple),
     lives=st.lists(st.sampled_from([300.0, 300.0, 300.0, 0.1, 0.3]), min_size=CLIENTS, max_size=CLIENTS).map(tuple),
 )
