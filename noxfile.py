@@ -195,5 +195,6 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure what is promised of speed, beside its targets, bare gRPC and other clients."""
-    install_from_tree(session, with_siblings("tikv-raw", "tikv-embedded"), "uvloop")
+    install_from_tree(session, with_siblings("tikv-raw", "tikv-txn", "tikv-embedded"), "uvloop")
     session.run("python", "benchmarks/run.py", *session.posargs)
+    session.run("python", "benchmarks/txn.py")
