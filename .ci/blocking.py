@@ -25,10 +25,18 @@ WORDS = [
     # The longer ones first.
     (r", to be begun by `async with` or by `await`\.", " that has begun."),
     (
-        r"The tasks of one event loop may read and write in one transaction[^.;]*; other\s+threads must not\.",
+        r"The tasks of one event loop may read and write in one transaction[^.;]*; other threads must not\.",
         "One thread at a time may use it, its scans and its savepoints.",
     ),
-    (r"(writes behind is not\.) Several tasks may iterate over one scan: each\s+pair goes to one of them\.", r"\1"),
+    (r"(writes behind is not\.) Several tasks may iterate over one scan: each pair goes to one of them\.", r"\1"),
+    (
+        r"Must run in the task that opened the client, as the end of `async with` does\.",
+        "Any thread may close it.",
+    ),
+    (
+        r"Cancellation: the client is closed all the same\.",
+        "Raises:\n            ConfigError: it is called in the client's own thread, by a callback.",
+    ),
     (r"`with` or `async with` block", "`with` block"),
     (r"`tikv_txn.transactional`", "`tikv_txn.sync.transactional`"),
     (r"\b([Aa])n async function\b", r"\1 function"),
@@ -41,7 +49,7 @@ WORDS = [
     (r"\bcancelled\b", "interrupted"),
     (r"\bCancellation:", "Interrupted:"),
 ]
-"""What docstrings say of awaiting, and of blocking."""
+"""What docstrings say of awaiting, where a space is any, and of blocking."""
 WIDTH = 120
 """Characters of a line; what is too much goes to the next line, if that is of the same paragraph."""
 SPELLED = {
@@ -303,7 +311,7 @@ def in_words(doc: Any) -> str:
     """Return what a docstring says of what blocks."""
     text = str(doc)
     for pattern, replacement in WORDS:
-        text = re.sub(pattern, replacement, text)
+        text = re.sub(pattern.replace(" ", r"\s+"), replacement, text)
     lines = text.split("\n")
     for number, line in enumerate(lines):
         if len(line) > WIDTH:

@@ -401,8 +401,10 @@ def test_a_closed_client_commits_nothing(cluster: Cluster) -> None:
         txn, other = client.begin(), client.begin()
         snapshot = client.snapshot()
 
-    # Writing asks nobody.
+    # Writing asks nobody, nor does reading what was written.
     txn.put(b"closed", b"1")
+    assert txn.get(b"closed") == b"1"
+    assert txn.batch_get([b"closed"]) == {b"closed": b"1"}
     with pytest.raises(ClosedError):
         txn.commit()
     assert txn.state is TransactionState.ACTIVE

@@ -313,8 +313,8 @@ class Transaction:
         SnapshotTooOld: what it reads may have been collected as garbage.
         PdError, ClusterMismatch, RpcError: PD or a store refused for good.
 
-    Its thread keeps what it writes, so that writing costs no way to another thread. Ctrl-C during a commit leaves
-    the `state` UNDETERMINED.
+    Its thread keeps what it writes, so that to write, and to read that, costs no way to another thread. Ctrl-C during
+    a commit leaves the `state` UNDETERMINED.
 
     Source: client-go transaction.KVTxn.
     """
@@ -339,6 +339,48 @@ class Transaction:
         finally:
             if transaction.state is TransactionState.ACTIVE:
                 transaction._roll_back()
+
+    def get(self, key: BytesLike, *, timeout: float | None = None) -> bytes | None:
+        """Return the value of `key`, or None when there is none. An empty value is a value.
+
+        Args:
+            key: Any bytes, also none.
+            timeout: Seconds.
+
+        Source: kvrpcpb.GetRequest.
+        """
+        transaction = self._transaction
+        entry = transaction._written(key)
+        if entry is not None:
+            return entry.value
+        return self._portal.call(transaction.snapshot.get, key, timeout=transaction._seconds(timeout))
+
+    def exists(self, key: BytesLike, *, timeout: float | None = None) -> bool:
+        """Tell whether there is a value of `key`.
+
+        Args:
+            key: Any bytes, also none.
+            timeout: Seconds.
+        """
+        return self.get(key, timeout=timeout) is not None
+
+    def batch_get(self, keys: Iterable[BytesLike], *, timeout: float | None = None) -> dict[bytes, bytes]:
+        """Return the values of those `keys` that exist.
+
+        Args:
+            keys: Any number, in any order, duplicates allowed.
+            timeout: Seconds, for all of them together.
+
+        Returns:
+            key → value for the keys found, in no given order.
+
+        Source: kvrpcpb.BatchGetRequest.
+        """
+        transaction = self._transaction
+        found, others = transaction._all_written(keys)
+        if others:
+            found |= self._portal.call(transaction.snapshot.batch_get, others, timeout=transaction._seconds(timeout))
+        return found
 
     def savepoint(self) -> Savepoint:
         """Return a moment to which writes can be taken back, within all savepoints that are open.
@@ -417,40 +459,6 @@ class Transaction:
     def snapshot(self) -> Snapshot:
         """What it reads from, without its own writes; may be used after the transaction has ended."""
         return Snapshot(self._portal, self._transaction.snapshot)
-
-    def get(self, key: BytesLike, *, timeout: float | None = None) -> bytes | None:
-        """Return the value of `key`, or None when there is none. An empty value is a value.
-
-        Args:
-            key: Any bytes, also none.
-            timeout: Seconds.
-
-        Source: kvrpcpb.GetRequest.
-        """
-        return self._portal.call(self._transaction.get, key, timeout=timeout)
-
-    def exists(self, key: BytesLike, *, timeout: float | None = None) -> bool:
-        """Tell whether there is a value of `key`.
-
-        Args:
-            key: Any bytes, also none.
-            timeout: Seconds.
-        """
-        return self._portal.call(self._transaction.exists, key, timeout=timeout)
-
-    def batch_get(self, keys: Iterable[BytesLike], *, timeout: float | None = None) -> dict[bytes, bytes]:
-        """Return the values of those `keys` that exist.
-
-        Args:
-            keys: Any number, in any order, duplicates allowed.
-            timeout: Seconds, for all of them together.
-
-        Returns:
-            key → value for the keys found, in no given order.
-
-        Source: kvrpcpb.BatchGetRequest.
-        """
-        return self._portal.call(self._transaction.batch_get, keys, timeout=timeout)
 
     def scan(
         self,
@@ -612,10 +620,10 @@ class TransactionClient:
         ClosedError: the client is not open, or was closed meanwhile.
 
     An event loop runs in a thread of its own while the client is open, also beside a running one, as in a notebook.
-    Ctrl-C interrupts a call and leaves the client usable. Interceptors, observers and iterables of keys run in the
-    client's thread, where calling the client raises ConfigError; functions that `run` calls run in their caller's.
-    Processes fork before they open their first client; in a later fork's child clients raise ClosedError. A program
-    that exits closes what it forgot to close.
+    Ctrl-C interrupts a call and leaves the client usable. Interceptors, observers and a snapshot's iterables of keys
+    run in the client's thread, where calling the client raises ConfigError; functions that `run` calls run in their
+    caller's. Processes fork before they open their first client; in a later fork's child clients raise ClosedError. A
+    program that exits closes what it forgot to close.
 
     Source: client-go txnkv.Client.
     """
@@ -656,8 +664,9 @@ class TransactionClient:
     def close(self) -> None:
         """Close the client; calls under way fail with ClosedError, or UndeterminedError for a commit that was sent.
 
-        Work of commits that goes on in the background has 2 s to end: what it leaves on stores is put right by whoever
-        meets it. Closing twice is fine, and a closed client may be opened again. Any thread may close it.
+        Work of commits that goes on in the background has `TxnConfig.close_timeout` to end: what it leaves on stores is
+        put right by whoever meets it. Closing twice is fine, and a closed client may be opened again. Any thread may
+        close it.
 
         Raises:
             ConfigError: it is called in the client's own thread, by a callback.

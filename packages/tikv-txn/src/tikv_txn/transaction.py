@@ -17,7 +17,7 @@ from tikv_rpc import Call
 from tikv_rpc.frontend.arguments import BytesLike, as_items, as_key, as_pair_items, as_range, check_limit, check_timeout
 
 from tikv_txn._session import Opened
-from tikv_txn.buffer import Assertion, Buffer, Limits
+from tikv_txn.buffer import Assertion, Buffer, Entry, Limits
 from tikv_txn.commit_state import Outcome
 from tikv_txn.errors import TransactionEnded
 from tikv_txn.mutations import Mutations
@@ -169,10 +169,8 @@ class Transaction:
 
         Source: kvrpcpb.GetRequest.
         """
-        buffer = self._active()
-        key = as_key(key)
-        entry = buffer.get(key)
-        if entry is not None and entry.is_written:
+        entry = self._written(key)
+        if entry is not None:
             return entry.value
         return await self.snapshot.get(key, timeout=self._seconds(timeout))
 
@@ -197,15 +195,7 @@ class Transaction:
 
         Source: kvrpcpb.BatchGetRequest.
         """
-        buffer = self._active()
-        found: dict[bytes, bytes] = {}
-        others: list[bytes] = []
-        for key in dict.fromkeys(map(as_key, as_items(keys))):
-            entry = buffer.get(key)
-            if entry is None or not entry.is_written:
-                others.append(key)
-            elif entry.value is not None:
-                found[key] = entry.value
+        found, others = self._all_written(keys)
         if others:
             found |= await self.snapshot.batch_get(others, timeout=self._seconds(timeout))
         return found
@@ -421,6 +411,24 @@ class Transaction:
         self._snapshot = Snapshot(self._opened.reads, start_ts, self._options.requests, self._timeout)
         self._state = TransactionState.ACTIVE
         return self
+
+    def _written(self, key: BytesLike) -> Entry | None:
+        """Return what the transaction has written of a key."""
+        entry = self._active().get(as_key(key))
+        return entry if entry is not None and entry.is_written else None
+
+    def _all_written(self, keys: Iterable[BytesLike]) -> tuple[dict[bytes, bytes], list[bytes]]:
+        """Return the values that the transaction has written, and the keys of which it has written nothing."""
+        buffer = self._active()
+        found: dict[bytes, bytes] = {}
+        others: list[bytes] = []
+        for key in dict.fromkeys(map(as_key, as_items(keys))):
+            entry = buffer.get(key)
+            if entry is None or not entry.is_written:
+                others.append(key)
+            elif entry.value is not None:
+                found[key] = entry.value
+        return found, others
 
     def _to_commit(self, timeout: float | None) -> tuple[Mutations, Call]:
         """Return what a commit is about. Where threads take turns, this is for the one that writes."""
