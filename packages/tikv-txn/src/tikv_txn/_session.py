@@ -8,6 +8,7 @@ from typing import Final
 import attrs
 from tikv_rpc.frontend.session import Endpoint, Session, connect
 
+from tikv_txn._starts import Starts
 from tikv_txn._store import TxnStore
 from tikv_txn.committer import Committer
 from tikv_txn.config import TxnConfig
@@ -25,6 +26,8 @@ class Opened:
     """What its snapshots share."""
     committer: Committer
     """Commits its transactions."""
+    starts: Starts = attrs.field(factory=Starts)
+    """Knows which transactions have committed."""
 
 
 class TxnSession(Session[Opened]):

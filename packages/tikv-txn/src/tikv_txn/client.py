@@ -134,7 +134,8 @@ class TransactionClient:
 
         Args:
             options: How it commits, and what it asks of stores; None for `TxnConfig.transaction`.
-            start_ts: Where to read, instead of a new timestamp; a commit fails when keys were written since.
+            start_ts: Where to read, instead of a new timestamp; a commit fails when keys were written since. No other
+                transaction that writes may start there, of whichever client: stores take both for one.
             timeout: Seconds that each of its calls may take that names no timeout, beginning included; None for what
                 the options say.
 

@@ -16,6 +16,7 @@ from tikv_region import KeyRange
 from tikv_rpc import Call
 from tikv_rpc.frontend.arguments import BytesLike, as_items, as_key, as_pair_items, as_range, check_limit, check_timeout
 
+from tikv_txn._safe_point import REFRESH_SECONDS
 from tikv_txn._session import Opened
 from tikv_txn.buffer import Assertion, Buffer, Entry, Limits
 from tikv_txn.commit_state import Outcome
@@ -363,6 +364,8 @@ class Transaction:
             AssertionFailed: what was asserted of a key is not so.
             TransactionAborted: others rolled it back, as its locks were not kept alive.
             CommitTsLag, CommitTsTooLarge, TransactionExpired: no commit timestamp is right.
+            SnapshotTooOld: it began so long ago that conflicts may have been collected as garbage.
+            ConfigError: another transaction of the client has committed, or tried to, with its `start_ts`.
             KeyLocked, DeadlineExceeded: time ran out. Nothing was committed.
             EntryTooLarge: a request exceeds raft's entry limit, 8 MiB by default. Nothing was committed.
             UndeterminedError: it may or may not have committed; only then.
@@ -405,6 +408,9 @@ class Transaction:
             else:
                 start_ts = self._given_ts
                 await store.pd.validate_read_ts(start_ts, timeout=call.deadline.check())
+                # How long locks last is counted from there.
+                now = Timestamp.from_ts(await store.low_resolution_ts(call))
+                self._began -= max(now.physical - Timestamp.from_ts(start_ts).physical, 0) / 1000
         finally:
             self._is_beginning = False
         self._start_ts = Timestamp.from_ts(start_ts)
@@ -437,7 +443,7 @@ class Transaction:
     async def _commit(self, mutations: Mutations, call: Call) -> Timestamp:
         """Commit; from here on, `state` tells what became of it."""
         self._state = TransactionState.COMMITTING
-        state = TransactionState.UNDETERMINED
+        state = TransactionState.ROLLED_BACK
 
         def cancelled(outcome: Outcome, commit_ts: int) -> None:
             nonlocal state
@@ -445,6 +451,9 @@ class Transaction:
             self._commit_ts = Timestamp.from_ts(commit_ts) if commit_ts else None
 
         try:
+            if len(mutations):
+                await self._check_start(call)
+            state = TransactionState.UNDETERMINED
             self._commit_ts = await self._make_happen(mutations, call, cancelled)
             state = TransactionState.COMMITTED
         except UndeterminedError:
@@ -460,6 +469,14 @@ class Transaction:
         if self._state is not TransactionState.NEW:
             self._active()
         self._state = TransactionState.ROLLED_BACK
+
+    async def _check_start(self, call: Call) -> None:
+        """Raise if conflicts with others would not be found."""
+        opened, start_ts = self._opened, self.start_ts.ts
+        opened.starts.take(start_ts)
+        if opened.store.rpc.now() - self._began > REFRESH_SECONDS:
+            # A key that was deleted since may be gone without a trace.
+            await opened.reads.safe_point.check(start_ts, call)
 
     async def _make_happen(
         self, mutations: Mutations, call: Call, cancelled: Callable[[Outcome, int], None]
