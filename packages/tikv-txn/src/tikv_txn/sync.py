@@ -403,6 +403,8 @@ class Transaction:
             AssertionFailed: what was asserted of a key is not so.
             TransactionAborted: others rolled it back, as its locks were not kept alive.
             CommitTsLag, CommitTsTooLarge, TransactionExpired: no commit timestamp is right.
+            SnapshotTooOld: it began so long ago that conflicts may have been collected as garbage.
+            ConfigError: another transaction of the client has committed, or tried to, with its `start_ts`.
             KeyLocked, DeadlineExceeded: time ran out. Nothing was committed.
             EntryTooLarge: a request exceeds raft's entry limit, 8 MiB by default. Nothing was committed.
             UndeterminedError: it may or may not have committed; only then.
@@ -691,7 +693,8 @@ class TransactionClient:
 
         Args:
             options: How it commits, and what it asks of stores; None for `TxnConfig.transaction`.
-            start_ts: Where to read, instead of a new timestamp; a commit fails when keys were written since.
+            start_ts: Where to read, instead of a new timestamp; a commit fails when keys were written since. No other
+                transaction that writes may start there, of whichever client: stores take both for one.
             timeout: Seconds that each of its calls may take that names no timeout, beginning included; None for what
                 the options say.
 
