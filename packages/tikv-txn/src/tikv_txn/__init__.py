@@ -56,6 +56,7 @@ from tikv_txn.errors import (
     CommitTsExpired as CommitTsExpired,
     CommitTsLag as CommitTsLag,
     CommitTsTooLarge as CommitTsTooLarge,
+    InconsistentLocks as InconsistentLocks,
     KeyLocked as KeyLocked,
     KeyTooLarge as KeyTooLarge,
     PrimaryMismatch as PrimaryMismatch,
@@ -69,7 +70,6 @@ from tikv_txn.errors import (
     ValueTooLarge as ValueTooLarge,
     WriteConflict as WriteConflict,
 )
-from tikv_txn.locks import InconsistentLocks as InconsistentLocks
 from tikv_txn.options import AssertionLevel as AssertionLevel, TransactionOptions as TransactionOptions
 from tikv_txn.savepoint import Savepoint as Savepoint
 from tikv_txn.scan import Scan as Scan

@@ -8,11 +8,11 @@ from typing import Final
 import attrs
 from tikv_rpc.frontend.session import Endpoint, Session, connect
 
+from tikv_txn._commit.committer import Committer
+from tikv_txn._locks.resolver import LockResolver
 from tikv_txn._starts import Starts
 from tikv_txn._store import TxnStore
-from tikv_txn.committer import Committer
 from tikv_txn.config import TxnConfig
-from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.snapshot import Reads
 
 

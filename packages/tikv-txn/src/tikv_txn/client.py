@@ -15,10 +15,10 @@ from tikv_rpc.frontend.arguments import check_timeout
 from tikv_rpc.frontend.session import Endpoint
 
 from tikv_txn._arguments import AnyTimestamp, as_start_ts, as_ts, check_options, check_staleness
+from tikv_txn._run import run
 from tikv_txn._session import Opened, TxnSession
 from tikv_txn.config import TxnConfig
 from tikv_txn.options import TransactionOptions
-from tikv_txn.run import run
 from tikv_txn.snapshot import Snapshot, Start, fresh, granted, stale
 from tikv_txn.transaction import Transaction
 

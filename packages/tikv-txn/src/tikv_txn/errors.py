@@ -176,6 +176,21 @@ class PrimaryMismatch(TikvError):
 
 
 @attrs.define(eq=False)
+class InconsistentLocks(TikvError):
+    """What stores say of a transaction contradicts itself. Nothing was done about its locks."""
+
+    key: bytes
+    """Its primary key."""
+    start_ts: int
+    """When it started."""
+    message: str
+    """What does not fit."""
+
+    def __str__(self) -> str:
+        return f"the transaction of {self.start_ts} with primary key {shorten(self.key)}: {self.message}"
+
+
+@attrs.define(eq=False)
 class CommitTsExpired(TikvError):
     """A commit timestamp was below what readers had pushed the lock to. Committing at a newer one is right.
 

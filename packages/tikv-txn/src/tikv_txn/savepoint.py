@@ -7,7 +7,7 @@ from typing import Self
 
 from tikv_pd import ConfigError
 
-from tikv_txn.buffer import Buffer, Mark
+from tikv_txn._buffer import Buffer, Mark
 
 
 class Savepoint:

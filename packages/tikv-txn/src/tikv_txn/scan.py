@@ -8,8 +8,8 @@ from tikv_region import KeyRange
 from tikv_rpc import Call, Edge, Plan, Request, ResolveLocks
 from tikv_rpc.frontend.paging import Page, PagedScan, rest_of_scan
 
-from tikv_txn._locked_reads import LockedReads, ScanLocks
-from tikv_txn.locks import Lock
+from tikv_txn._locks.locks import Lock
+from tikv_txn._reads.locked_reads import LockedReads, ScanLocks
 
 
 class Scan(PagedScan):

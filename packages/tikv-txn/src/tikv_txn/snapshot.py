@@ -14,11 +14,11 @@ from tikv_rpc.frontend.arguments import BytesLike, as_items, as_key, as_range, c
 from tikv_rpc.frontend.paging import Page
 from tikv_rpc.frontend.sizes import PairSizes
 
-from tikv_txn._locked_reads import GetLocks, LockedReads, lacks_commit_ts
-from tikv_txn._read_cache import ReadCache
-from tikv_txn._safe_point import SafePoint
+from tikv_txn._locks.resolver import LockResolver
+from tikv_txn._reads.cache import ReadCache
+from tikv_txn._reads.locked_reads import GetLocks, LockedReads, lacks_commit_ts
+from tikv_txn._reads.safe_point import SafePoint
 from tikv_txn._store import TxnStore
-from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.scan import ReadPage, Scan, ScanOrder
 from tikv_txn.versioned import Versioned
 

@@ -20,8 +20,8 @@ from tikv_pd.lowlevel import Transport
 from tikv_rpc import Interceptor, Pages, Portal, RequestOptions, RpcObserver, RpcStats
 from tikv_rpc.frontend.arguments import BytesLike
 
+import tikv_txn._run
 import tikv_txn.client
-import tikv_txn.run
 import tikv_txn.savepoint
 import tikv_txn.scan
 import tikv_txn.snapshot
@@ -740,7 +740,7 @@ class TransactionClient:
         Interrupted: what is under way is rolled back; a commit under way may or may not take effect.
         """
         begin, deadline = self._client._to_run(options, timeout)
-        pauses = tikv_txn.run.Pauses(deadline)
+        pauses = tikv_txn._run.Pauses(deadline)
         while True:
             transaction = begin()
             try:
@@ -750,7 +750,7 @@ class TransactionClient:
                         result.close()
                         raise TypeError("the function must not be async: this client calls it in your own thread")
             except Exception as error:
-                if not tikv_txn.run.may_run_again(error, transaction.state):
+                if not tikv_txn._run.may_run_again(error, transaction.state):
                     raise
                 self._portal.call(pauses.after, error)
             else:

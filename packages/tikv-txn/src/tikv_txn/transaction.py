@@ -16,12 +16,12 @@ from tikv_region import KeyRange
 from tikv_rpc import Call
 from tikv_rpc.frontend.arguments import BytesLike, as_items, as_key, as_pair_items, as_range, check_limit, check_timeout
 
-from tikv_txn._safe_point import REFRESH_SECONDS
+from tikv_txn._buffer import Assertion, Buffer, Entry, Limits
+from tikv_txn._commit.mutations import Mutations
+from tikv_txn._commit.state import Outcome
+from tikv_txn._reads.safe_point import REFRESH_SECONDS
 from tikv_txn._session import Opened
-from tikv_txn.buffer import Assertion, Buffer, Entry, Limits
-from tikv_txn.commit_state import Outcome
 from tikv_txn.errors import TransactionEnded
-from tikv_txn.mutations import Mutations
 from tikv_txn.options import TransactionOptions
 from tikv_txn.savepoint import Savepoint
 from tikv_txn.scan import Scan

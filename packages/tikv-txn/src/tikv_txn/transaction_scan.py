@@ -11,7 +11,7 @@ import anyio
 from tikv_region import KeyRange
 from tikv_rpc.frontend.paging import PagedScan
 
-from tikv_txn.buffer import Buffer, Merge
+from tikv_txn._buffer import Buffer, Merge
 
 Open = Callable[[KeyRange, int | None], PagedScan]
 """Scans the snapshot: a range, so many pairs at most."""

@@ -17,13 +17,13 @@ from tikv_region import EntryTooLarge
 from tikv_rpc import Attempt, Proceed
 from tikv_rpc.testing import FakeCluster
 from tikv_txn import Transaction, TransactionClient, TransactionState
+from tikv_txn._buffer import Entry
+from tikv_txn._commit.committer import Committer
+from tikv_txn._commit.mutations import Mutations
+from tikv_txn._locks.resolver import LockResolver
 from tikv_txn._store import TxnStore
-from tikv_txn.buffer import Entry
-from tikv_txn.committer import Committer
 from tikv_txn.config import TxnConfig
 from tikv_txn.errors import KeyLocked, TransactionAborted, TransactionRefused, WriteConflict
-from tikv_txn.lock_resolver import LockResolver
-from tikv_txn.mutations import Mutations
 from tikv_txn.options import TransactionOptions
 from tikv_txn.testing import FakeMvcc
 

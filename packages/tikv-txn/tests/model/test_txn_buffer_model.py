@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tikv_region import KeyRange
-from tikv_txn.buffer import Assertion, Buffer, Entry, Limits, Mark, Merge
+from tikv_txn._buffer import Assertion, Buffer, Entry, Limits, Mark, Merge
 from tikv_txn.errors import AlreadyExists, KeyTooLarge, TransactionTooLarge, ValueTooLarge
 
 LIMITS = Limits(key=4, key_prefix=1, entry=6, total=24)

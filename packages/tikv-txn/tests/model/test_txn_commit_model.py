@@ -8,7 +8,7 @@ from typing import Final
 
 import attrs
 from hypothesis import given, settings, strategies as st
-from tikv_txn.commit_state import CommitState, Outcome
+from tikv_txn._commit.state import CommitState, Outcome
 
 START: Final = 100
 

@@ -14,9 +14,11 @@ from tikv_proto.services import PD, Tikv
 from tikv_rpc import Operation, Priority, RequestOptions
 from tikv_rpc.testing import FakeCluster
 from tikv_txn import TransactionClient
+from tikv_txn._buffer import Assertion, Entry
+from tikv_txn._commit.committer import Committer
+from tikv_txn._commit.mutations import Mutations
+from tikv_txn._locks.resolver import LockResolver
 from tikv_txn._store import TxnStore
-from tikv_txn.buffer import Assertion, Entry
-from tikv_txn.committer import Committer
 from tikv_txn.config import TxnConfig
 from tikv_txn.errors import (
     AlreadyExists,
@@ -30,8 +32,6 @@ from tikv_txn.errors import (
     TransactionRefused,
     WriteConflict,
 )
-from tikv_txn.lock_resolver import LockResolver
-from tikv_txn.mutations import Mutations
 from tikv_txn.options import AssertionLevel, TransactionOptions
 from tikv_txn.testing import FakeMvcc
 

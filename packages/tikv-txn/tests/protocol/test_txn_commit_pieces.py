@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from tikv_rpc import Call
 from tikv_rpc.testing import FakeCluster
-from tikv_txn._commit_requests import CommitOrder, CommitRequests, PrewriteWork, PrimaryFirst, rollback_work
+from tikv_txn._buffer import Entry
+from tikv_txn._commit.mutations import Mutations
+from tikv_txn._commit.requests import CommitOrder, CommitRequests, PrewriteWork, PrimaryFirst, rollback_work
+from tikv_txn._commit.state import CommitState
 from tikv_txn._store import TxnStore
-from tikv_txn.buffer import Entry
-from tikv_txn.commit_state import CommitState
-from tikv_txn.mutations import Mutations
 from tikv_txn.options import TransactionOptions
 
 KEYS = (b"a", b"b", b"h", b"q")

@@ -14,11 +14,11 @@ from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import Tikv
 from tikv_rpc import Call, RequestOptions
 from tikv_rpc.testing import FakeCluster
+from tikv_txn._locks.locks import Lock
+from tikv_txn._locks.resolver import LockResolver, ReadOutcome
 from tikv_txn._store import TxnStore
 from tikv_txn.config import TxnConfig
-from tikv_txn.errors import PrimaryMismatch, TransactionNotFound, TransactionRefused
-from tikv_txn.lock_resolver import LockResolver, ReadOutcome
-from tikv_txn.locks import InconsistentLocks, Lock
+from tikv_txn.errors import InconsistentLocks, PrimaryMismatch, TransactionNotFound, TransactionRefused
 
 Action = kvrpcpb.Action
 Status = kvrpcpb.CheckTxnStatusResponse

@@ -13,9 +13,9 @@ from tikv_pd import ClosedError, DeadlineExceeded, Timestamp
 from tikv_proto.services import Tikv
 from tikv_rpc import RequestOptions
 from tikv_rpc.testing import FakeCluster
+from tikv_txn._locks.resolver import LockResolver
 from tikv_txn._store import TxnStore
 from tikv_txn.config import TxnConfig
-from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.scan import Scan
 from tikv_txn.snapshot import Reads, Snapshot
 from tikv_txn.testing import FakeMvcc

@@ -14,9 +14,9 @@ from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import PD, Tikv
 from tikv_rpc import Isolation, Priority, ReplicaRead, RequestOptions
 from tikv_rpc.testing import FakeCluster
+from tikv_txn._locks.resolver import LockResolver
 from tikv_txn._store import TxnStore
 from tikv_txn.errors import KeyLocked, SnapshotTooOld, TransactionRefused, WriteConflict
-from tikv_txn.lock_resolver import LockResolver
 from tikv_txn.snapshot import Reads, Snapshot, Start, fresh, granted, stale
 from tikv_txn.testing import FakeMvcc
 from tikv_txn.versioned import Versioned

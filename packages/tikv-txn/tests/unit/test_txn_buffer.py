@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 from tikv_region import KeyRange, KeyspaceCodec, PlainCodec
-from tikv_txn.buffer import Assertion, Buffer, Entry, Limits, Merge
+from tikv_txn._buffer import Assertion, Buffer, Entry, Limits, Merge
 from tikv_txn.errors import AlreadyExists, KeyTooLarge, TransactionTooLarge, ValueTooLarge
 
 ROOMY = Limits(key=1000, key_prefix=0, entry=1000, total=10_000)

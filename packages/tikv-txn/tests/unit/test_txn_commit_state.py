@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tikv_txn.commit_state import CommitState, Outcome
+from tikv_txn._commit.state import CommitState, Outcome
 
 START = 100
 

@@ -10,11 +10,10 @@ from hypothesis import given, strategies as st
 from tikv_pd import Timestamp
 from tikv_proto import kvrpcpb
 from tikv_region import KeyspaceCodec, TxnV1Codec
-from tikv_txn.locks import (
+from tikv_txn._locks.locks import (
     MISPLACED,
     EndedTransactions,
     Fate,
-    InconsistentLocks,
     Lock,
     NotFound,
     Passage,
@@ -28,6 +27,7 @@ from tikv_txn.locks import (
     seconds_blocked,
     when_not_found,
 )
+from tikv_txn.errors import InconsistentLocks
 
 CODEC = TxnV1Codec()
 Action, Op = kvrpcpb.Action, kvrpcpb.Op

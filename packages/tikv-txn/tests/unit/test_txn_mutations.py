@@ -4,9 +4,9 @@ import math
 
 import pytest
 from tikv_proto import kvrpcpb
-from tikv_txn.buffer import Assertion, Entry
+from tikv_txn._buffer import Assertion, Entry
+from tikv_txn._commit.mutations import Mutations, Op
 from tikv_txn.config import TxnConfig
-from tikv_txn.mutations import Mutations, Op
 
 CONFIG = TxnConfig()
 

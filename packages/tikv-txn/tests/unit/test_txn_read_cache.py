@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import given, strategies as st
-from tikv_txn._read_cache import ReadCache
+from tikv_txn._reads.cache import ReadCache
 from tikv_txn.versioned import Versioned
 
 

@@ -1,5 +1,6 @@
 import pytest
 from tikv_pd import ClosedError, DeadlineExceeded, TikvError, UndeterminedError
+from tikv_txn._run import may_run_again
 from tikv_txn.errors import (
     AlreadyExists,
     KeyLocked,
@@ -8,7 +9,6 @@ from tikv_txn.errors import (
     TransactionTooLarge,
     WriteConflict,
 )
-from tikv_txn.run import may_run_again
 from tikv_txn.transaction import TransactionState
 
 CONFLICT = WriteConflict(b"k", b"p", 1, 2, 3, "Optimistic")

@@ -2,7 +2,7 @@ import contextlib
 
 import pytest
 from tikv_pd import ConfigError
-from tikv_txn.buffer import Buffer, Limits
+from tikv_txn._buffer import Buffer, Limits
 from tikv_txn.savepoint import Savepoint
 
 

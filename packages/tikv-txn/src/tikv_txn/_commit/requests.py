@@ -13,8 +13,8 @@ from tikv_proto.services import Rpc
 from tikv_region import KeyCodec, RegionCache, RegionEntry
 from tikv_rpc import Call, Effect, KeyWork, Request, Splittable
 
-from tikv_txn.commit_state import CommitState, Outcome
-from tikv_txn.mutations import Mutations, size_of
+from tikv_txn._commit.mutations import Mutations, size_of
+from tikv_txn._commit.state import CommitState, Outcome
 from tikv_txn.options import AssertionLevel, TransactionOptions
 
 Part = Sequence[int]

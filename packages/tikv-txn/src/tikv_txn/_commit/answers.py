@@ -20,8 +20,10 @@ from tikv_region import KeyCodec, RegionEntry
 from tikv_rpc import Call, RegionPlan, Request
 from tikv_rpc.errors import RelocateError
 
-from tikv_txn._commit_requests import CommitRequests, PartRequest
-from tikv_txn.commit_state import CommitState
+from tikv_txn._commit.requests import CommitRequests, PartRequest
+from tikv_txn._commit.state import CommitState
+from tikv_txn._locks.locks import Lock
+from tikv_txn._locks.resolver import LockResolver
 from tikv_txn.errors import (
     AlreadyExists,
     AssertionFailed,
@@ -31,8 +33,6 @@ from tikv_txn.errors import (
     WriteConflict,
     key_error,
 )
-from tikv_txn.lock_resolver import LockResolver
-from tikv_txn.locks import Lock
 
 _MAX_TS_JUMP: Final = 3_600_000 << LOGICAL_BITS
 """How far stores may push a commit timestamp: an hour. Source: client-go commit.go."""

@@ -20,28 +20,14 @@ import enum
 from collections.abc import Iterable
 
 import attrs
-from tikv_pd import TikvError, Timestamp
+from tikv_pd import Timestamp
 from tikv_proto import kvrpcpb
 from tikv_region import KeyCodec
-from tikv_region.redaction import shorten
+
+from tikv_txn.errors import InconsistentLocks
 
 _PESSIMISTIC = frozenset({kvrpcpb.Op.PessimisticLock, kvrpcpb.Op.SharedPessimisticLock})
 _ENDED = frozenset({kvrpcpb.Action.NoAction, kvrpcpb.Action.LockNotExistRollback, kvrpcpb.Action.TTLExpireRollback})
-
-
-@attrs.define(eq=False)
-class InconsistentLocks(TikvError):
-    """What stores say of a transaction contradicts itself. Nothing was done about its locks."""
-
-    key: bytes
-    """Its primary key."""
-    start_ts: int
-    """When it started."""
-    message: str
-    """What does not fit."""
-
-    def __str__(self) -> str:
-        return f"the transaction of {self.start_ts} with primary key {shorten(self.key)}: {self.message}"
 
 
 @attrs.frozen

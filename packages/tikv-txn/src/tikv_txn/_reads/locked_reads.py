@@ -18,11 +18,11 @@ from tikv_region import RegionEntry
 from tikv_rpc import Call, KeyWork, ReplicaRead, Request, ResolveLocks
 from tikv_rpc.frontend.sizes import PairSizes
 
-from tikv_txn._read_requests import ReadRequests
+from tikv_txn._locks.locks import Lock
+from tikv_txn._locks.resolver import LockResolver
+from tikv_txn._reads.requests import ReadRequests
 from tikv_txn._store import TxnStore
 from tikv_txn.errors import KeyLocked, TransactionRefused, key_error
-from tikv_txn.lock_resolver import LockResolver
-from tikv_txn.locks import Lock
 from tikv_txn.versioned import Versioned
 
 _PASSES: Final = 1024

@@ -1,8 +1,8 @@
 """What stands in the way of reads and writes of transactions is found out about, and put away.
 
-The decisions are in `tikv_txn.locks`; here they meet the stores. A write waits until the locks it met are gone. A read
-needs to know only what became of their transactions: it tells the store which locks to pass by and which to read
-through, and the locks themselves are put away in the background, where nobody waits for it.
+The decisions are in `locks.py`; here they meet the stores. A write waits until the locks it met are gone. A read needs
+to know only what became of their transactions: it tells the store which locks to pass by and which to read through, and
+the locks themselves are put away in the background, where nobody waits for it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from tikv_proto import kvrpcpb
 from tikv_region import RegionCache, RegionEntry
 from tikv_rpc import Call, Collapse, KeyWork, Plan, Request, RequestOptions
 
-from tikv_txn._clean_up import Chore, chores
-from tikv_txn._read_requests import Inquiry, LockRequests, Question
-from tikv_txn._store import TxnStore
-from tikv_txn.errors import key_error
-from tikv_txn.locks import (
+from tikv_txn._locks.chores import Chore, chores
+from tikv_txn._locks.locks import (
     MISPLACED,
     EndedTransactions,
     Fate,
@@ -36,6 +33,9 @@ from tikv_txn.locks import (
     seconds_blocked,
     when_not_found,
 )
+from tikv_txn._locks.requests import Inquiry, LockRequests, Question
+from tikv_txn._store import TxnStore
+from tikv_txn.errors import key_error
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")

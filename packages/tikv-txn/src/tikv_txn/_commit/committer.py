@@ -15,9 +15,11 @@ from tikv_pd.timestamp import LOGICAL_BITS
 from tikv_proto import kvrpcpb
 from tikv_rpc import Call, Collect, GroupedWork, KeyWork, Plan, ResolveLocks
 
-from tikv_txn._background import Background
-from tikv_txn._commit_answers import CommitAnswers, Committing, PrewriteAnswers, Prewriting, RollingBack
-from tikv_txn._commit_requests import (
+from tikv_txn._commit.answers import CommitAnswers, Committing, PrewriteAnswers, Prewriting, RollingBack
+from tikv_txn._commit.background import Background
+from tikv_txn._commit.heartbeat import Heartbeat
+from tikv_txn._commit.mutations import Mutations
+from tikv_txn._commit.requests import (
     CommitOrder,
     CommitRequests,
     Pieces,
@@ -26,12 +28,10 @@ from tikv_txn._commit_requests import (
     commit_work,
     rollback_work,
 )
+from tikv_txn._commit.state import CommitState, Outcome
+from tikv_txn._locks.resolver import LockResolver
 from tikv_txn._store import TxnStore
-from tikv_txn.commit_state import CommitState, Outcome
 from tikv_txn.errors import CommitTsLag, TransactionAborted, TransactionExpired, key_error
-from tikv_txn.heartbeat import Heartbeat
-from tikv_txn.lock_resolver import LockResolver
-from tikv_txn.mutations import Mutations
 from tikv_txn.options import TransactionOptions
 
 _SECONDARIES_SECONDS: Final = 41.0

@@ -1,4 +1,4 @@
-"""Lowering of reads, and of what is asked and done about locks: arguments to requests. No I/O, no retries."""
+"""Lowering of what is asked and done about locks: arguments to requests. No I/O, no retries."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Final
 import attrs
 from tikv_pd import LATEST
 from tikv_proto import kvrpcpb, services
-from tikv_region import KeyCodec, KeyRange
+from tikv_region import KeyCodec
 from tikv_rpc import Effect, KeyWork, Request
 
-from tikv_txn.locks import Lock
+from tikv_txn._locks.locks import Lock
 
 _KEYS: Final = 1024
 """Keys in one request about locks at most; client-go knows no limit."""
@@ -19,51 +19,6 @@ _BYTES: Final = 1 << 20
 """Bytes of keys after which such a request is closed."""
 _KEY_OVERHEAD: Final = 4
 """Bytes a key adds to a request besides its own: a tag and its length."""
-
-
-@attrs.frozen
-class ReadRequests:
-    """Makes the requests of snapshots."""
-
-    codec: KeyCodec
-
-    def get(self, key: bytes, ts: int, context: bytes, *, need_commit_ts: bool = False) -> Request[kvrpcpb.GetResponse]:
-        """Read one key."""
-        message = kvrpcpb.GetRequest(key=self.codec.encode_key(key), version=ts, need_commit_ts=need_commit_ts)
-        return Request(services.Tikv.KvGet, message, Effect.READ, context)
-
-    def batch_get(
-        self, keys: Sequence[bytes], ts: int, context: bytes, *, need_commit_ts: bool = False
-    ) -> Request[kvrpcpb.BatchGetResponse]:
-        """Read keys of one Region."""
-        encoded = [self.codec.encode_key(key) for key in keys]
-        message = kvrpcpb.BatchGetRequest(keys=encoded, version=ts, need_commit_ts=need_commit_ts)
-        return Request(services.Tikv.KvBatchGet, message, Effect.READ, context)
-
-    def scan(
-        self,
-        part: KeyRange,
-        ts: int,
-        context: bytes,
-        limit: int,
-        *,
-        reverse: bool = False,
-        key_only: bool = False,
-        sample_step: int = 0,
-    ) -> Request[kvrpcpb.ScanResponse]:
-        """Read up to `limit` pairs of a range in one Region."""
-        lower, upper = self.codec.encode_range(part.start, part.end)
-        # On the wire start_key is where the scan starts: the upper, exclusive bound of a reverse one.
-        message = kvrpcpb.ScanRequest(
-            start_key=upper if reverse else lower,
-            end_key=lower if reverse else upper,
-            limit=limit,
-            version=ts,
-            key_only=key_only,
-            reverse=reverse,
-            sample_step=sample_step,
-        )
-        return Request(services.Tikv.KvScan, message, Effect.READ, context)
 
 
 @attrs.frozen

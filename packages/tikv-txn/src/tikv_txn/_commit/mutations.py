@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from tikv_txn.buffer import Assertion, Entry
+from tikv_txn._buffer import Assertion, Entry
 from tikv_txn.config import TxnConfig
 
 _TTL_PER_ROOT_OF_MIB: Final = 6.0

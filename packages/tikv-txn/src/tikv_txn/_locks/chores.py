@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 from tikv_rpc import KeyWork
 
-from tikv_txn._read_requests import LockRequests
-from tikv_txn.locks import Lock, Remedy, TxnStatus, remedy
+from tikv_txn._locks.locks import Lock, Remedy, TxnStatus, remedy
+from tikv_txn._locks.requests import LockRequests
 
 
 @attrs.frozen
