@@ -314,7 +314,7 @@ class Transaction:
         PdError, ClusterMismatch, RpcError: PD or a store refused for good.
 
     Its thread keeps what it writes, so that to write, and to read that, costs no way to another thread. Ctrl-C during
-    a commit leaves the `state` UNDETERMINED.
+    a commit leaves the `state` UNDETERMINED, until more is known.
 
     Source: client-go transaction.KVTxn.
     """
