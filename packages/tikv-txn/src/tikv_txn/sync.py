@@ -308,8 +308,7 @@ class Transaction:
 
     Every read may also raise:
         ClosedError: the client is not open, or was closed meanwhile.
-        DeadlineExceeded: time ran out.
-        KeyLocked: a lock of another transaction outlived the call.
+        DeadlineExceeded: time ran out; the last failure, such as KeyLocked, is the `__cause__`.
         SnapshotTooOld: what it reads may have been collected as garbage.
         PdError, ClusterMismatch, RpcError: PD or a store refused for good.
 

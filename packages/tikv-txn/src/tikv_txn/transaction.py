@@ -75,8 +75,7 @@ class Transaction:
 
     Every read may also raise:
         ClosedError: the client is not open, or was closed meanwhile.
-        DeadlineExceeded: time ran out.
-        KeyLocked: a lock of another transaction outlived the call.
+        DeadlineExceeded: time ran out; the last failure, such as KeyLocked, is the `__cause__`.
         SnapshotTooOld: what it reads may have been collected as garbage.
         PdError, ClusterMismatch, RpcError: PD or a store refused for good.
 
@@ -273,7 +272,9 @@ class Transaction:
             for pair in as_pair_items(pairs):
                 # Anything but these might unpack into two by chance: two bytes, a str of two letters.
                 if not isinstance(pair, tuple | list) or len(pair) != 2:
-                    raise TypeError(f"a pair must be a (key, value) tuple, not {pair!r:.50}")
+                    # Not what it holds: keys and values are for no log.
+                    shape = f"{len(pair)} items" if isinstance(pair, tuple | list) else type(pair).__name__
+                    raise TypeError(f"a pair must be a (key, value) tuple, not {shape}")
                 buffer.put(as_key(pair[0]), as_bytes(pair[1], "value"))
 
     def insert(self, key: BytesLike, value: BytesLike) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from typing import Any
 
 import anyio
 import pytest
@@ -342,3 +343,16 @@ async def test_a_native_cancellation_is_one_too(cluster: FakeCluster, client: Tr
     assert begun[0].state is TransactionState.UNDETERMINED
     async with client.begin() as txn:
         txn.put(b"b", b"2")
+
+
+@pytest.mark.parametrize(
+    ("pair", "shape"), [(b"secret", "not bytes"), ((b"secret",), "not 1 items"), (["secret", 1, 2], "not 3 items")]
+)
+async def test_what_is_no_pair_is_refused_without_telling_what_it_holds(
+    client: TransactionClient, pair: Any, shape: str
+) -> None:
+    async with client.begin() as txn:
+        with pytest.raises(TypeError, match=shape) as caught:
+            txn.put_many([pair])
+
+    assert "secret" not in str(caught.value)
