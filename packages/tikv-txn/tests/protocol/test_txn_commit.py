@@ -754,6 +754,24 @@ async def test_a_commit_that_waits_for_others_keeps_its_primary_lock_alive(world
     assert world.count(Tikv.KvTxnHeartBeat) == [3]
 
 
+async def test_a_primary_lock_that_others_held_up_is_kept_alive_at_once(world: World) -> None:
+    lock_ts = await world.begin()
+    world.mvcc.lock(b"a", lock_ts, ttl_ms=100_000)
+    world.cluster.store(1).delay_next(Tikv.KvCommit, 1.0)
+
+    async with anyio.create_task_group() as tasks:
+
+        async def end() -> None:
+            await anyio.sleep(4.0)
+            world.mvcc.roll_back(b"a", lock_ts)
+
+        tasks.start_soon(end)
+        await world.commit(put(b"a"))
+
+    # How long it lasts is counted from the start of the transaction, and is over by then.
+    assert world.count(Tikv.KvTxnHeartBeat) == [1]
+
+
 async def test_one_phase_needs_no_heartbeat(world: World) -> None:
     await world.commit(put(b"a", b"v" * 12_000), options=ANY)
     await anyio.sleep(60.0)

@@ -141,7 +141,7 @@ class _Commit:
             mutations.keys[mutations.primary],
             order.start_ts,
             self._requests.heartbeat,
-            mutations.lock_ttl(0.0, config),
+            store.rpc.now() + mutations.lock_ttl(0.0, config),
             call.options,
         )
 

@@ -29,7 +29,7 @@ class Heartbeat:
         key: The primary key.
         start_ts: When the transaction started.
         request: Returns the request by which the lock lasts for so many milliseconds after that.
-        ttl: Seconds that the lock lasts from now on without it.
+        until: When the lock expires without it, by the clock of `RpcClient.now`.
         options: What the transaction asks of stores.
     """
 
@@ -39,14 +39,14 @@ class Heartbeat:
         key: bytes,
         start_ts: int,
         request: Callable[[int], Request[kvrpcpb.TxnHeartBeatResponse]],
-        ttl: float,
+        until: float,
         options: RequestOptions,
     ) -> None:
         self._store = store
         self._key = key
         self._start = Timestamp.from_ts(start_ts)
         self._request = request
-        self._ttl = ttl
+        self._until = until
         self._options = options
         self._scope: anyio.CancelScope | None = None
 
@@ -66,8 +66,10 @@ class Heartbeat:
         interval = self._store.config.managed_lock_ttl / 2
         failures = 0
         with scope:
-            # The lock of a small transaction lasts less long than one that is kept alive.
-            await anyio.sleep(min(self._ttl / 2, interval))
+            # The lock of a small transaction lasts less long than one that is kept alive; of one that had to wait for
+            # others, that may be over.
+            left = max(self._until - self._store.rpc.now(), 0.0)
+            await anyio.sleep(min(left / 2, interval))
             while failures <= _FAILURES:
                 try:
                     if not await self._beat():
