@@ -9,8 +9,8 @@ import attrs
 from tikv_rpc.frontend.session import Endpoint, Session, connect
 
 from tikv_txn._commit.committer import Committer
+from tikv_txn._commit.starts import Starts
 from tikv_txn._locks.resolver import LockResolver
-from tikv_txn._starts import Starts
 from tikv_txn._store import TxnStore
 from tikv_txn.config import TxnConfig
 from tikv_txn.snapshot import Reads
