@@ -69,7 +69,10 @@ class TransactionOptions:
     timeout: float | None = attrs.field(default=None, validator=_optional_seconds)
     """Seconds that each call of the transaction may take that names no timeout; None for `TxnConfig.timeout`."""
     requests: RequestOptions = attrs.field(factory=RequestOptions, validator=validators.instance_of(RequestOptions))
-    """What the transaction asks of the stores: priority, which replica serves reads, resource group, and so on."""
+    """What the transaction asks of the stores: priority, which replica serves reads, resource group, and so on.
+
+    Not for updates: `Isolation.RC`, whose reads miss what is just being committed, without a conflict to show for it.
+    """
     max_entry_bytes: int = attrs.field(default=7 << 20, validator=[whole_number, positive])
     """Bytes of a key with its value at most; has to fit `raftstore.raft-entry-max-size`, 8 MiB."""
     max_bytes: int = attrs.field(default=100 << 20, validator=[whole_number, positive])
