@@ -111,7 +111,12 @@ class FakeMvcc:
         op = Op.Del if value is None else Op.Put
         self._values[key, start_ts] = op, value or b""
         self.locks[key] = kvrpcpb.LockInfo(
-            key=key, primary_lock=primary or key, lock_version=start_ts, lock_ttl=ttl_ms, lock_type=op, **fields
+            key=key,
+            primary_lock=key if primary is None else primary,
+            lock_version=start_ts,
+            lock_ttl=ttl_ms,
+            lock_type=op,
+            **fields,
         )
 
     def commit(self, key: bytes, start_ts: int, commit_ts: int) -> None:
