@@ -60,7 +60,7 @@ class Express(Generic[Resp]):
             options: What is wanted of the stores.
 
         Raises:
-            Whatever the plans do.
+            TikvError: as the plans raise it.
         """
         tried: Tried | None = None
         rpc = self.rpc

@@ -78,9 +78,9 @@ def stale(seconds: float) -> Start:
 class Snapshot:
     """What the database holds at one timestamp: repeatable reads of everything that was committed by then.
 
-    Any number of tasks may share it. It need not be closed, and may be used as long as the cluster keeps old versions:
-    ten minutes, as a rule. It keeps no lock and stands in nobody's way. Values that were read are remembered, as
-    `TxnConfig.snapshot_cache_bytes` allows.
+    `TransactionClient.snapshot` makes it. Any number of tasks may share it. It need not be closed, and may be used as
+    long as the cluster keeps old versions: ten minutes, as a rule. It keeps no lock and stands in nobody's way.
+    Values that were read are remembered, as `TxnConfig.snapshot_cache_bytes` allows.
 
     At `tikv_pd.LATEST` each read sees the newest version of each of its keys, which saves asking PD for a timestamp;
     reads of several keys are then no snapshot, and nothing is repeatable.
@@ -93,12 +93,7 @@ class Snapshot:
         ClosedError: the client is not open.
 
     Cancellation: safe.
-
-    Args:
-        reads: What the client's snapshots share.
-        start: Its timestamp, or what returns it when it is first needed.
-        options: What it asks of stores.
-        timeout: Seconds that a call may take that names no timeout.
+    Source: client-go txnsnapshot.KVSnapshot.
     """
 
     def __init__(self, reads: Reads, start: int | Start, options: RequestOptions, timeout: float) -> None:
