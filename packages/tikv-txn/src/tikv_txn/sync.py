@@ -72,7 +72,10 @@ class Snapshot:
         DeadlineExceeded: its time ran out; the last failure, such as KeyLocked, is the `__cause__`.
         SnapshotTooOld: what it reads may have been collected as garbage.
         WriteConflict: with `Isolation.RC_CHECK_TS`, there is something newer.
+        FutureTimestamp: the timestamp that it was given lies ahead of what PD has granted.
         TransactionRefused: a store refused.
+        PdError, ClusterMismatch, RpcError: PD or a store refused for good.
+        TypeError, ConfigError: an argument is of the wrong type, or can never work. Nothing was sent.
         ClosedError: the client is not open.
 
     Interrupted: safe.
