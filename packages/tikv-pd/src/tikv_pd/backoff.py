@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import math
 import random
+from collections.abc import Iterable
 from typing import Final
 
 import anyio
@@ -148,16 +149,22 @@ class Backoffer:
         self.deadline.check(cause)
 
     def fork(self) -> Backoffer:
-        """Return a backoffer for a parallel branch: the same deadline, what was waited so far, counters of its own."""
+        """Return a backoffer for a parallel branch: the same deadline, waits that go on growing from where they are."""
         branch = Backoffer(self.deadline, budget=self.budget, rng=self._rng)
-        branch.waited = self.waited
-        branch.excluded = self.excluded
+        branch.go_on_after(self)
         return branch
 
-    def join(self, branches: list[Backoffer]) -> None:
+    def go_on_after(self, other: Backoffer) -> None:
+        """Take over what another one went through, where that is more: how long it waited, and how often."""
+        self.waited = max(self.waited, other.waited)
+        self.excluded = max(self.excluded, other.excluded)
+        for kind, attempts in other.waits.items():
+            self._attempts[kind] = max(self._attempts.get(kind, 0), attempts)
+
+    def join(self, branches: Iterable[Backoffer]) -> None:
         """Take over the waits of parallel branches: the longest counts, not their sum."""
-        self.waited = max([self.waited, *(branch.waited for branch in branches)])
-        self.excluded = max([self.excluded, *(branch.excluded for branch in branches)])
+        for branch in branches:
+            self.go_on_after(branch)
 
 
 _RNG = random.Random()

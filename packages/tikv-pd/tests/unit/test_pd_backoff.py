@@ -152,7 +152,7 @@ async def test_parallel_branches_count_the_longest_wait_not_the_sum() -> None:
     await branches[1].backoff(BUSY, CAUSE)
     waits.join(branches)
 
-    assert (waits.waited, waits.excluded) == (2, 100)
+    assert (waits.waited, waits.excluded) == (3, 100)
 
 
 async def test_a_branch_has_the_deadline_and_the_budget_of_its_origin() -> None:
@@ -161,4 +161,17 @@ async def test_a_branch_has_the_deadline_and_the_budget_of_its_origin() -> None:
 
     branch = waits.fork()
 
-    assert (branch.deadline, branch.budget, branch.waited, branch.attempts) == (waits.deadline, 2, 1, 0)
+    assert (branch.deadline, branch.budget, branch.waited, branch.attempts) == (waits.deadline, 2, 1, 1)
+
+
+async def test_waits_of_a_branch_go_on_growing_and_so_do_those_after_it() -> None:
+    waits = backoffer(budget=math.inf)
+    await waits.backoff(STEADY, CAUSE)
+    branch = waits.fork()
+    began = anyio.current_time()
+
+    await branch.backoff(STEADY, CAUSE)
+    waits.join([branch])
+    await waits.backoff(STEADY, CAUSE)
+
+    assert anyio.current_time() - began == 2 + 4

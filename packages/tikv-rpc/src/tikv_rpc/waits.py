@@ -83,5 +83,5 @@ class CountedBackoffer(Backoffer):
     def fork_into(self, listener: Waits) -> CountedBackoffer:
         """Return one that tells others of its waits."""
         branch = CountedBackoffer(self.deadline, listener, rng=self._rng)
-        branch.waited, branch.excluded = self.waited, self.excluded
+        branch.go_on_after(self)
         return branch

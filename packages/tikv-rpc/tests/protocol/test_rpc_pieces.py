@@ -64,6 +64,18 @@ class TestCollect:
         assert answered(collected) == [0, 2, 3, 4]
         assert errors(collected) == {(1,): EntryTooLarge}
 
+    async def test_waits_of_a_piece_that_moves_again_and_again_grow(
+        self, kv: Kv, collect: Any, cluster: FakeCluster
+    ) -> None:
+        moved = kvrpcpb.RawBatchPutResponse(region_error=errorpb.Error(epoch_not_match=errorpb.EpochNotMatch()))
+        cluster.store(1).answer_next(Tikv.RawBatchPut, moved, times=100_000)
+
+        collected = await collect.execute(put([b"a", b"h"]), kv.rpc.call("put", 20))
+
+        assert answered(collected) == []
+        # Up to half a second between two of each piece, not two milliseconds.
+        assert len(cluster.requests(Tikv.RawBatchPut)) < 200
+
     async def test_a_piece_whose_answer_is_lost_is_undetermined_and_no_other(
         self, kv: Kv, collect: Any, cluster: FakeCluster
     ) -> None:

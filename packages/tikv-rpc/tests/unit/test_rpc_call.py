@@ -79,7 +79,7 @@ async def test_branches_inherit_what_was_waited_and_the_longest_counts() -> None
     operation.join([short, long])
 
     assert short.backoffer.waited == pytest.approx(0.002)
-    assert operation.backoffer.waited == pytest.approx(0.004)
+    assert operation.backoffer.waited == pytest.approx(0.006)
     assert (long.at, long.timeout) == (operation.at, operation.timeout)
 
 
