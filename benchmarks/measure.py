@@ -7,7 +7,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -68,6 +68,23 @@ class Meter:
         return Measurement(
             operations, seconds, cpu, server_cpu, statistics.median(latencies) if latencies else math.nan
         )
+
+
+async def metered(server: int, tasks: int, seconds: float, run: Callable[[int], Awaitable[None]]) -> Measurement:
+    """Run operations for about so many seconds, after two for each task, which tell how many those are.
+
+    Args:
+        server: The server's process id.
+        tasks: How many tasks `run` starts; it is asked for a multiple of that.
+        seconds: How long the measured run shall take.
+        run: Runs so many operations.
+    """
+    began = time.perf_counter()
+    await run(2 * tasks)
+    count = max(int(seconds / (time.perf_counter() - began)), 1) * 2 * tasks
+    meter = Meter(server)
+    await run(count)
+    return meter.read(count)
 
 
 def cpu_seconds(process: int) -> float:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import venv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,8 @@ class Environments:
     failures: Mapping[str, str]
     """Clients that could not be installed, and why."""
 
-    def run(self, client: str, server: Server, *job: str) -> dict[str, Measurement]:
-        """Run a job of `client_process.py`.
+    def run(self, client: str, server: Server, *job: str, script: str = "client_process.py") -> dict[str, Measurement]:
+        """Run a job of `client_process.py`, or of another script that takes and prints the like.
 
         Raises:
             ClientFailedError: the client was not installed or failed.
@@ -40,7 +40,7 @@ class Environments:
             raise ClientFailedError(self.failures[client])
         command: list[str | Path] = [
             self.pythons[client],
-            HERE / "client_process.py",
+            HERE / script,
             client,
             server.url,
             str(server.pid),
@@ -56,14 +56,20 @@ class Environments:
         return {case: Measurement(**figures) for case, figures in json.loads(ran.stdout).items()}
 
 
-def install(directory: Path) -> Environments:
-    """Install each other client into an environment of its own below `directory`; what fails is kept as such."""
+def install(directory: Path, clients: Iterable[str] = tuple(PEERS), *also: str) -> Environments:
+    """Install other clients, each into an environment of its own below `directory`; what fails is kept as such.
+
+    Args:
+        directory: Where the environments go.
+        clients: Names of the clients.
+        *also: Requirements that each environment gets besides.
+    """
     pythons = dict.fromkeys(OPEN, Path(sys.executable))
     failures = {}
-    for client, requirement in PEERS.items():
+    for client in clients:
         venv.create(directory / client, with_pip=True)
         pythons[client] = directory / client / "bin" / "python"
-        command: list[str | Path] = [pythons[client], "-m", "pip", "install", "--quiet", requirement]
+        command: list[str | Path] = [pythons[client], "-m", "pip", "install", "--quiet", PEERS[client], *also]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             failures[client] = f"not installed: {_last_line(ran.stderr)}"

@@ -1,24 +1,35 @@
-"""Measure transactions: how many a second, and what each costs its client, in every way to commit.
+"""Measure transactions: how many a second, and what each costs its client, in every way to commit, beside tikv-client.
 
-Each reads one key and writes it, against `tikv-embedded` in a process of its own; no two write the same key. Prints a
-table in Markdown.
+Each reads one key and writes it, against `tikv-embedded` in a process of its own; no two write the same key. What they
+ask stores and PD for is counted apart, by a cluster in this process. Prints a table in Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
+import os
 import platform
 import statistics
+import tempfile
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import anyio
-from measure import Measurement, Meter
-from servers import EMBEDDED, running
-from tikv_proto.services import Rpc
-from tikv_rpc import Attempt, Proceed
+import anyio.to_thread
+from cases import Case
+from clients import TIKV_CLIENT
+from measure import Measurement, metered
+from peers import ClientFailedError, Environments, install, left_out
+from servers import EMBEDDED, Server, running
+from tikv_embedded import EmbeddedCluster
+from tikv_proto import pdpb
 from tikv_txn import TransactionClient, TransactionOptions
+from txn_process import UPDATE, VALUE, key_of
 
 WAYS = {
     "one phase": TransactionOptions(),
@@ -27,21 +38,22 @@ WAYS = {
     "two phases": TransactionOptions(one_pc=False, async_commit=False),
 }
 TASKS = (1, 64)
-VALUE = b"v" * 128
+COUNTS = ("requests to stores", "timestamps of PD")
+COUNTED = 0.1
+"""Seconds for which requests are counted, about."""
+
+Run = Callable[[int, float], Awaitable[Measurement]]
+"""Runs so many tasks for about so many seconds."""
 
 
-class Counter:
-    """Counts what is sent to stores."""
+@dataclass(frozen=True)
+class Requests:
+    """What a transaction asks for, on average."""
 
-    name = "counter"
-
-    def __init__(self) -> None:
-        self.rpcs: list[Rpc[Any, Any]] = []
-
-    async def __call__(self, attempt: Attempt, proceed: Proceed) -> Any:
-        """Count an attempt, and send it on."""
-        self.rpcs.append(attempt.rpc)
-        return await proceed()
+    stores: float
+    """Requests to stores, those in the background included."""
+    timestamps: float
+    """Timestamps of PD; those that tasks ask for at once travel in one message."""
 
 
 async def update(client: TransactionClient, options: TransactionOptions, tasks: int, count: int) -> None:
@@ -55,45 +67,82 @@ async def update(client: TransactionClient, options: TransactionOptions, tasks: 
 
     async with anyio.create_task_group() as group:
         for number in range(tasks):
-            group.start_soon(work, b"key %04d" % number)
+            group.start_soon(work, key_of(number))
 
 
-async def requests_for_each(url: str, options: TransactionOptions) -> float:
-    """Return how many requests to stores a transaction takes, those in the background included."""
-    counter, count = Counter(), 100
-    async with TransactionClient(url, interceptors=[counter]) as client:
-        await update(client, options, 1, count)
-    return len(counter.rpcs) / count
+def runs_of(client: TransactionClient, server: Server, environments: Environments) -> dict[str, Run]:
+    """Return what runs each way to commit, and tikv-client."""
+
+    async def run(options: TransactionOptions, tasks: int, seconds: float) -> Measurement:
+        return await metered(server.pid, tasks, seconds, partial(update, client, options, tasks))
+
+    async def run_peer(tasks: int, seconds: float) -> Measurement:
+        job = partial(environments.run, TIKV_CLIENT, server, str(tasks), str(seconds), script="txn_process.py")
+        return (await anyio.to_thread.run_sync(job))[UPDATE]
+
+    return {way: partial(run, options) for way, options in WAYS.items()} | {TIKV_CLIENT: run_peer}
 
 
-async def measure(url: str, pid: int, rounds: int, seconds: float) -> dict[tuple[str, int], list[Measurement]]:
+async def measure(
+    server: Server, environments: Environments, rounds: int, seconds: float
+) -> dict[tuple[str, int], Case]:
     """Return what each way took in each round, by its name and the number of tasks."""
-    found: dict[tuple[str, int], list[Measurement]] = {(way, tasks): [] for way in WAYS for tasks in TASKS}
-    async with TransactionClient(url) as client:
+    async with TransactionClient(server.url) as client:
+        runs = runs_of(client, server, environments)
+        cases = {(way, tasks): Case() for way in runs for tasks in TASKS}
         for _ in range(rounds):
-            for (way, tasks), measurements in found.items():
-                began = time.perf_counter()
-                await update(client, WAYS[way], tasks, 2 * tasks)
-                count = max(int(seconds / (time.perf_counter() - began)), 1) * 2 * tasks
-                meter = Meter(pid)
-                await update(client, WAYS[way], tasks, count)
-                measurements.append(meter.read(count))
-    return found
+            for (way, tasks), case in cases.items():
+                if case.failure:
+                    continue
+                try:
+                    case.runs.append(await runs[way](tasks, seconds))
+                except ClientFailedError as error:
+                    case.fail(str(error))
+    return cases
 
 
-async def show(url: str, pid: int, rounds: int, seconds: float) -> None:
+async def count_requests(way: str, tasks: int, environments: Environments) -> Requests:
+    """Return what a transaction asks for.
+
+    Raises:
+        ClientFailedError: tikv-client failed.
+    """
+    timestamps = 0
+
+    def add(answer: pdpb.TsoResponse) -> None:
+        nonlocal timestamps
+        timestamps += answer.count
+
+    async with EmbeddedCluster(stores=1) as cluster:
+        cluster.pd.edit_answers("Tso", add, times=None)
+        with cluster.faults.record() as recording:
+            # Counted when the client has closed: that waits for what it does in the background.
+            async with TransactionClient(cluster.url) as client:
+                runs = runs_of(client, Server(cluster.url, os.getpid()), environments)
+                await runs[way](tasks, COUNTED)
+    transactions = len({call.request.start_version for call in recording.of("KvPrewrite")})
+    # Opening a stream and asking for a store's health belong to no transaction.
+    requests = sum(call.rpc.startswith("Kv") for call in recording.calls)
+    return Requests(requests / transactions, timestamps / transactions)
+
+
+async def show(server: Server, environments: Environments, rounds: int, seconds: float) -> None:
     """Print the table."""
-    found = await measure(url, pid, rounds, seconds)
-    print("| way to commit | tasks | transactions/s | client CPU | CPUs: client + server | requests to stores |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for (way, tasks), measurements in found.items():
-        rate, cpu, client, server = (
-            statistics.median(getattr(each, name) for each in measurements)
+    cases = await measure(server, environments, rounds, seconds)
+    titles = ("way to commit", "tasks", "transactions/s", "client CPU", "CPUs: client + server", *COUNTS)
+    print(f"| {' | '.join(titles)} |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for (way, tasks), case in cases.items():
+        if case.failure:
+            print(f"| {way} | {tasks} | failed: {case.failure} | | | | |")
+            continue
+        rate, cpu, client, server_load = (
+            statistics.median(getattr(each, name) for each in case.runs)
             for name in ("rate", "cpu", "client_load", "server_load")
         )
-        requests = await requests_for_each(url, WAYS[way])
-        cost = f"{cpu * 1e6:.0f} µs | {client:.2f} + {server:.2f} | {requests:.1f}"
-        print(f"| {way} | {tasks} | {rate:,.0f} | {cost} |")
+        requests = await count_requests(way, tasks, environments)
+        cost = f"{cpu * 1e6:.0f} µs | {client:.2f} + {server_load:.2f}"
+        print(f"| {way} | {tasks} | {rate:,.0f} | {cost} | {requests.stores:.1f} | {requests.timestamps:.1f} |")
 
 
 def main() -> None:
@@ -101,12 +150,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=5, help="rounds; the median counts")
     parser.add_argument("--seconds", type=float, default=0.4, help="how long a case takes in each round, about")
+    parser.add_argument("--no-peers", action="store_true", help="leave tikv-client out")
     options = parser.parse_args()
-    uvloop = importlib.util.find_spec("uvloop") is not None
-    with running(EMBEDDED) as server:
-        loop = "uvloop" if uvloop else "asyncio"
-        print(f"Date {time.strftime('%Y-%m-%d')}, python {platform.python_version()}, loop {loop}.\n")
-        anyio.run(show, server.url, server.pid, options.runs, options.seconds, backend_options={"use_uvloop": uvloop})
+    load, uvloop = os.getloadavg()[0], importlib.util.find_spec("uvloop") is not None
+    machine = f"cpus {os.cpu_count()}, load before {load:.1f}, machine {platform.machine()}"
+    python = f"python {platform.python_version()}, loop {'uvloop' if uvloop else 'asyncio'}, rounds {options.runs}"
+    print(f"Date {time.strftime('%Y-%m-%d')}, {machine}, {python}.\n")
+    with tempfile.TemporaryDirectory() as directory, running(EMBEDDED) as server:
+        # The same loop for all.
+        also = [f"uvloop=={importlib.metadata.version('uvloop')}"] if uvloop else []
+        environments = left_out() if options.no_peers else install(Path(directory), [TIKV_CLIENT], *also)
+        anyio.run(
+            partial(show, server, environments, options.runs, options.seconds),
+            backend_options={"use_uvloop": uvloop},
+        )
 
 
 if __name__ == "__main__":
