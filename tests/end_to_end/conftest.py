@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -30,6 +31,12 @@ from tikv_rpc import (
 
 PLAIN = RequestOptions()
 Shake = Callable[..., AbstractAsyncContextManager["Shaker"]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Ctrl-C raises KeyboardInterrupt, also where whoever started the tests has it ignored, as shells do behind `&`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

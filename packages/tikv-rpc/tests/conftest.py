@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -101,6 +102,12 @@ class Kv:
 
         part, response = await self.at_edge.execute(Edge(key_range, at_end, build), self.rpc.call("scan", timeout))
         return part, [pair.key for pair in response.kvs]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Ctrl-C raises KeyboardInterrupt, also where whoever started the tests has it ignored, as shells do behind `&`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
