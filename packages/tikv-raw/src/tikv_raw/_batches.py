@@ -1,19 +1,23 @@
 """Batches of any length, worked off window by window, so that what is under way of them at a time is bounded.
 
-A window is as much as keeps all requests of a batch busy for a while. The next one is begun when it is through: of two
-pairs with one key the later one is stored later.
+A window is as much as keeps all requests of a batch busy for a while. While one is under way, the next is made and
+begun, so that neither the client nor the stores wait for each other; unless a key is in both, as of two pairs with one
+key the later one is stored later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
+from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeAlias
 
+import anyio
+import anyio.lowlevel
 import attrs
 from tikv_pd import TikvError
 from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
-from tikv_rpc import Call, Collected, KeyWork, Plan
+from tikv_rpc import Branches, Call, Collected, KeyWork, Plan
 from tikv_rpc.frontend.arguments import as_items, as_pair_items
 from tikv_rpc.frontend.sizes import PairSizes
 
@@ -25,8 +29,8 @@ Outcome: TypeAlias = Collected[Sequence[int], Resp]
 Progress: TypeAlias = Callable[[int], object]
 """Is told how much of a call is done by now."""
 
-_ROUNDS: Final = 2
-"""Requests of a window for each that may be under way at a time: few, as all wait for the last one of a window."""
+_TURNS_TO_SEND: Final = 3
+"""Turns of the event loop until the first requests of a window are on their way."""
 
 
 @attrs.frozen
@@ -53,12 +57,12 @@ class Span:
     @property
     def keys(self) -> int:
         """Keys in a window."""
-        return self.request_keys * self.concurrency * _ROUNDS
+        return self.request_keys * self.concurrency
 
     @property
     def bytes(self) -> int:
         """Bytes in a window."""
-        return self.request_bytes * self.concurrency * _ROUNDS
+        return self.request_bytes * self.concurrency
 
 
 @attrs.frozen(eq=False)
@@ -166,25 +170,90 @@ class Batch(Protocol[Resp]):
         """What observers hear it is about: how many keys there are, if that is known before."""
         ...
 
-    def windows(self) -> Iterator[KeyWork[Resp]]:
-        """Yield it piece by piece, each when what the one before gave was taken."""
+    @property
+    def is_read(self) -> bool:
+        """Whether all windows were made, as far as can be told."""
         ...
 
-    def take(self, keys: Sequence[bytes], outcome: Outcome[Resp]) -> None:
-        """Take what became of a window."""
+    def windows(self) -> Iterator[KeyWork[Resp]]:
+        """Yield it window by window."""
+        ...
+
+    def take(self, window: KeyWork[Resp], outcome: Outcome[Resp]) -> Exception | None:
+        """Take what became of a window, and return what a store refused, if that is to be raised."""
         ...
 
 
 @attrs.frozen
-class Windowed(Generic[Resp]):
-    """Work a batch off."""
+class Whole(Generic[Resp]):
+    """Do a batch, or raise what it could not be read for."""
 
-    inner: Plan[KeyWork[Resp], Outcome[Resp]]
+    inner: Plan[Batch[Resp], Exception | None]
+    """Does what could be read, and returns why it was not all."""
 
     async def execute(self, work: Batch[Resp], call: Call) -> None:
         """Do it; the outcome is in the batch."""
-        for window in work.windows():
-            work.take(window.keys, await self.inner.execute(window, call))
+        refused = await self.inner.execute(work, call)
+        if refused is not None:
+            raise refused
+
+
+@attrs.frozen
+class Windowed(Generic[Resp]):
+    """Work a batch off, window by window."""
+
+    inner: Plan[KeyWork[Resp], Outcome[Resp]]
+    """Does a window that is the only one."""
+    half: Plan[KeyWork[Resp], Outcome[Resp]]
+    """Does one of two windows that are under way at the same time."""
+
+    async def execute(self, work: Batch[Resp], call: Call) -> Exception | None:
+        """Do it, and return what stopped it without a doubt about any request: what a store, or the batch, refused."""
+        windows = work.windows()
+        first = next(windows, None)
+        if first is None:
+            return None
+        if work.is_read:
+            return work.take(first, await self.inner.execute(first, call))
+        under_way: list[_UnderWay] = []
+        refused: list[Exception] = []
+
+        async def do(window: KeyWork[Resp], mark: _UnderWay, branch: Call) -> None:
+            try:
+                refusal = work.take(window, await self.half.execute(window, branch))
+                if refusal is not None:
+                    refused.append(refusal)
+            finally:
+                mark.done.set()
+
+        async with Branches(call) as branches:
+            window: KeyWork[Resp] | None = first
+            while window is not None:
+                while len(under_way) > 1 or any(other.shares_keys(window.keys) for other in under_way):
+                    await under_way.pop(0).done.wait()
+                if branches.failures or refused:
+                    break
+                under_way.append(_UnderWay(window.keys))
+                branches.start(partial(do, window, under_way[-1]))
+                for _ in range(_TURNS_TO_SEND):
+                    await anyio.lowlevel.checkpoint()
+                try:
+                    window = next(windows, None)
+                except Exception as error:
+                    refused.append(error)
+                    break
+        return refused[0] if refused else None
+
+
+class _UnderWay:
+    """A window under way."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self.done = anyio.Event()
+        self._keys = frozenset(keys)
+
+    def shares_keys(self, keys: Sequence[bytes]) -> bool:
+        return not self._keys.isdisjoint(keys)
 
 
 class _Failures:
@@ -192,6 +261,8 @@ class _Failures:
 
     def __init__(self, operation: str, *, is_kept: bool) -> None:
         self.by_key: dict[bytes, TikvError] = {}
+        self.to_raise: RawError | None = None
+        """The first refusal, if failures are raised."""
         self._operation = operation
         self._is_kept = is_kept
 
@@ -202,9 +273,10 @@ class _Failures:
     def refuse(self, keys: Iterable[bytes], message: str) -> None:
         """Take a store's refusal."""
         error = RawError(self._operation, message)
-        if not self._is_kept:
-            raise error
-        self.by_key.update(dict.fromkeys(keys, error))
+        if self._is_kept:
+            self.by_key.update(dict.fromkeys(keys, error))
+        else:
+            self.to_raise = self.to_raise or error
 
 
 def _number(items: object) -> int | None:
@@ -229,7 +301,13 @@ class WriteBatch(Generic[Resp]):
         self._lower = lower
         self._progress = progress
         self._failures = _Failures(operation, is_kept=is_kept)
-        self._taken = 0
+        self._pairs_of: dict[KeyWork[Any], int] = {}
+        self._read = self._done = 0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all windows were made, as far as can be told."""
+        return self._read == self.subject[1]
 
     @property
     def outcome(self) -> BatchOutcome:
@@ -239,18 +317,23 @@ class WriteBatch(Generic[Resp]):
     def windows(self) -> Iterator[KeyWork[Resp]]:
         """Yield the requests of window after window."""
         for window in self._windows:
-            self._taken += window.taken
-            yield self._lower(window)
+            self._read += window.taken
+            work = self._lower(window)
+            self._pairs_of[work] = window.taken
+            yield work
 
-    def take(self, keys: Sequence[bytes], outcome: Outcome[Resp]) -> None:
+    def take(self, window: KeyWork[Resp], outcome: Outcome[Resp]) -> Exception | None:
         """Look for refusals."""
+        keys = window.keys
         self._failures.take(keys, outcome.failures)
         for part, response in outcome.answers:
             message = refusal(response)
             if message:
                 self._failures.refuse((keys[position] for position in part), message)
-        if self._progress is not None:
-            self._progress(self._taken)
+        self._done += self._pairs_of.pop(window)
+        if self._progress is not None and self._failures.to_raise is None:
+            self._progress(self._done)
+        return self._failures.to_raise
 
 
 class GetBatch:
@@ -276,7 +359,13 @@ class GetBatch:
         self._sizes = sizes
         self._progress = progress
         self._failures = _Failures("batch_get", is_kept=is_kept)
-        self._taken = 0
+        self._pairs_of: dict[KeyWork[Any], int] = {}
+        self._read = self._done = 0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all windows were made, as far as can be told."""
+        return self._read == self.subject[1]
 
     @property
     def outcome(self) -> BatchOutcome:
@@ -286,19 +375,26 @@ class GetBatch:
     def windows(self) -> Iterator[KeyWork[kvrpcpb.RawBatchGetResponse]]:
         """Yield the requests of window after window."""
         for window in self._windows:
-            self._taken += window.taken
-            yield self._lower(window)
+            self._read += window.taken
+            work = self._lower(window)
+            self._pairs_of[work] = window.taken
+            yield work
 
-    def take(self, keys: Sequence[bytes], outcome: Outcome[kvrpcpb.RawBatchGetResponse]) -> None:
+    def take(
+        self, window: KeyWork[kvrpcpb.RawBatchGetResponse], outcome: Outcome[kvrpcpb.RawBatchGetResponse]
+    ) -> Exception | None:
         """Keep the pairs found."""
+        keys = window.keys
         self._failures.take(keys, outcome.failures)
         answers = outcome.answers
         while answers:  # Each is dropped once its values are copied, so that they are never there twice.
             part, response = answers.pop()
             self._sizes.learn(len(response.pairs), response.ByteSize())
             self._keep(keys, part, response.pairs)
-        if self._progress is not None:
-            self._progress(self._taken)
+        self._done += self._pairs_of.pop(window)
+        if self._progress is not None and self._failures.to_raise is None:
+            self._progress(self._done)
+        return self._failures.to_raise
 
     def _keep(self, keys: Sequence[bytes], part: Sequence[int], pairs: Iterable[kvrpcpb.KvPair]) -> None:
         found, decode = self.found, self._decode

@@ -36,7 +36,7 @@ from tikv_rpc.frontend.session import Endpoint, Session, connect
 from tikv_rpc.frontend.sizes import PairSizes
 
 from tikv_raw._arguments import Limits
-from tikv_raw._batches import Batch, Outcome, Progress, Windowed
+from tikv_raw._batches import Batch, Outcome, Progress, Whole, Windowed
 from tikv_raw._many_ranges import Pairs, RegionsWork, ScanOrder, ScanRanges
 from tikv_raw._requests import Checksum, RawRequests, merge_checksums
 from tikv_raw.config import RawConfig
@@ -83,14 +83,16 @@ class Opened:
         prefix = len(codec.encode_key(b""))
         limits = Limits(config.max_key_bytes - prefix, prefix, config.max_value_bytes, has_ttl=has_ttl)
 
-        def all_or_error() -> Plan[KeyWork[Any], Outcome[Any]]:
-            return Merge(Settle(FanOut(retry, cache, concurrency)), lambda answers: Collected(answers, []))
+        half = -(-concurrency // 2)
+
+        def all_or_error(limit: int) -> Plan[KeyWork[Any], Outcome[Any]]:
+            return Merge(FanOut(retry, cache, limit), lambda answers: Collected(answers, []))
 
         def batches() -> _BatchPlan[Any]:
-            return operation(rpc, Windowed(all_or_error()))
+            return operation(rpc, Whole(Settle(Windowed(all_or_error(concurrency), all_or_error(half)))))
 
         def outcomes() -> _BatchPlan[Any]:
-            return operation(rpc, Windowed(Collect(retry, cache, concurrency)))
+            return operation(rpc, Whole(Windowed(Collect(retry, cache, concurrency), Collect(retry, cache, half))))
 
         scan_ranges = ScanRanges(
             FanOut(retry, cache, concurrency), requests, sizes, config.scan_page, config.scan_bytes

@@ -10,6 +10,7 @@ from tikv_rpc.attempts import (
     RetryRegion as RetryRegion,
     RoutePlan as RoutePlan,
 )
+from tikv_rpc.branches import Branches as Branches
 from tikv_rpc.call import Call as Call
 from tikv_rpc.client import RpcClient as RpcClient
 from tikv_rpc.collapse import Collapse as Collapse

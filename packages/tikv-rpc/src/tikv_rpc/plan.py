@@ -20,13 +20,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-import anyio
 import attrs
-from tikv_pd import DeadlineExceeded, TikvError, UndeterminedError
+from tikv_pd import TikvError, UndeterminedError
 from tikv_pd.lowlevel import Resp
 from tikv_region import EntryTooLarge, KeyRange, RegionCache, RegionEntry
 
 from tikv_rpc.attempts import RegionPlan
+from tikv_rpc.branches import Branches
 from tikv_rpc.call import Call
 from tikv_rpc.errors import RelocateError
 from tikv_rpc.request import Effect, Request
@@ -235,38 +235,27 @@ class _Run(Generic[Part, Resp]):
 
     async def _branch_out(self, call: Call) -> None:
         """Work the pieces off in as many tasks as there are pieces, up to the limit."""
-        branches: list[Call] = []
-        failures: list[Exception] = []
         running = 0
 
         def recruit() -> None:
             nonlocal running
             if self._pieces and running < self._concurrency:
                 running += 1
-                branches.append(call.fork())
-                tasks.start_soon(work_off, branches[-1])
+                branches.start(work_off)
 
         async def work_off(branch: Call) -> None:
             nonlocal running
             try:
-                while self._pieces and not failures:
+                while self._pieces and not branches.failures:
                     piece = self._pieces.popleft()
                     # One task starts the next, so that the first requests are on their way while others are made.
                     recruit()
                     await self._take(piece, branch)
-            except Exception as error:
-                failures.append(error)
-                # At the deadline the others end by themselves, and know better whether what they wrote was sent.
-                if not isinstance(error, DeadlineExceeded):
-                    tasks.cancel_scope.cancel()
             finally:
                 running -= 1
 
-        async with anyio.create_task_group() as tasks:
+        async with Branches(call) as branches:
             recruit()
-        call.join(branches)
-        if failures:
-            raise failures[0]
 
     async def _take(self, piece: tuple[RegionEntry, Part, Call | None], call: Call) -> None:
         """Work one piece off, or put others in its place."""
