@@ -204,8 +204,8 @@ class Windowed(Generic[Resp]):
 
     inner: Plan[KeyWork[Resp], Outcome[Resp]]
     """Does a window that is the only one."""
-    half: Plan[KeyWork[Resp], Outcome[Resp]]
-    """Does one of two windows that are under way at the same time."""
+    shares: tuple[Plan[KeyWork[Resp], Outcome[Resp]], ...]
+    """Do windows that are under way at the same time, one each; together they keep as many requests under way."""
 
     async def execute(self, work: Batch[Resp], call: Call) -> Exception | None:
         """Do it, and return what stopped it without a doubt about any request: what a store, or the batch, refused."""
@@ -217,24 +217,28 @@ class Windowed(Generic[Resp]):
             return work.take(first, await self.inner.execute(first, call))
         under_way: list[_UnderWay] = []
         refused: list[Exception] = []
+        idle = list(self.shares)
 
-        async def do(window: KeyWork[Resp], mark: _UnderWay, branch: Call) -> None:
+        async def do(
+            plan: Plan[KeyWork[Resp], Outcome[Resp]], window: KeyWork[Resp], mark: _UnderWay, branch: Call
+        ) -> None:
             try:
-                refusal = work.take(window, await self.half.execute(window, branch))
+                refusal = work.take(window, await plan.execute(window, branch))
                 if refusal is not None:
                     refused.append(refusal)
             finally:
+                idle.append(plan)
                 mark.done.set()
 
         async with Branches(call) as branches:
             window: KeyWork[Resp] | None = first
             while window is not None:
-                while len(under_way) > 1 or any(other.shares_keys(window.keys) for other in under_way):
+                while not idle or any(other.shares_keys(window.keys) for other in under_way):
                     await under_way.pop(0).done.wait()
                 if branches.failures or refused:
                     break
                 under_way.append(_UnderWay(window.keys))
-                branches.start(partial(do, window, under_way[-1]))
+                branches.start(partial(do, idle.pop(0), window, under_way[-1]))
                 for _ in range(_TURNS_TO_SEND):
                     await anyio.lowlevel.checkpoint()
                 try:

@@ -83,16 +83,23 @@ class Opened:
         prefix = len(codec.encode_key(b""))
         limits = Limits(config.max_key_bytes - prefix, prefix, config.max_value_bytes, has_ttl=has_ttl)
 
-        half = -(-concurrency // 2)
+        shares = [share for share in (concurrency - concurrency // 2, concurrency // 2) if share]
 
         def all_or_error(limit: int) -> Plan[KeyWork[Any], Outcome[Any]]:
             return Merge(FanOut(retry, cache, limit), lambda answers: Collected(answers, []))
 
         def batches() -> _BatchPlan[Any]:
-            return operation(rpc, Whole(Settle(Windowed(all_or_error(concurrency), all_or_error(half)))))
+            return operation(rpc, Whole(Settle(Windowed(all_or_error(concurrency), tuple(map(all_or_error, shares))))))
 
         def outcomes() -> _BatchPlan[Any]:
-            return operation(rpc, Whole(Windowed(Collect(retry, cache, concurrency), Collect(retry, cache, half))))
+            return operation(
+                rpc,
+                Whole(
+                    Windowed(
+                        Collect(retry, cache, concurrency), tuple(Collect(retry, cache, share) for share in shares)
+                    )
+                ),
+            )
 
         scan_ranges = ScanRanges(
             FanOut(retry, cache, concurrency), requests, sizes, config.scan_page, config.scan_bytes

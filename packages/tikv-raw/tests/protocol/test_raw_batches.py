@@ -291,8 +291,9 @@ async def test_the_next_window_is_under_way_before_the_last_is_through(cluster: 
 
 
 @pytest.mark.parametrize("operation", ["put", "get", "delete"])
-async def test_no_more_requests_are_under_way_than_allowed(
-    cluster: FakeCluster, small: RawClient, operation: str
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+async def test_as_many_requests_are_under_way_as_allowed(
+    cluster: FakeCluster, operation: str, concurrency: int
 ) -> None:
     under_way = most = 0
 
@@ -307,10 +308,12 @@ async def test_no_more_requests_are_under_way_than_allowed(
     cluster.store(1).script(None, count, times=math.inf)
     pairs = dict.fromkeys(keys(40), b"v")
 
-    batch: Any = {"put": small.batch_put, "get": small.batch_get, "delete": small.batch_delete}[operation]
-    await batch(pairs)
+    config = RawConfig(batch_keys=2, rpc=RpcConfig(concurrency=concurrency))
+    async with RawClient(cluster.url, config=config, transport=cluster.transport) as client:
+        batch: Any = {"put": client.batch_put, "get": client.batch_get, "delete": client.batch_delete}[operation]
+        await batch(pairs)
 
-    assert most == 2
+    assert most == concurrency
 
 
 async def test_a_pair_of_a_later_window_is_stored_later(cluster: FakeCluster, small: RawClient) -> None:
