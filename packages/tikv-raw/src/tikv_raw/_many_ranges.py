@@ -139,7 +139,7 @@ class ScanRanges:
         self, work: ScanOrder, rests: dict[int, KeyRange], found: list[Pairs]
     ) -> tuple[int, EdgeWork[kvrpcpb.RawBatchScanResponse]]:
         """Return how many pairs of each range are asked for in this round, and the work."""
-        page = self.page_pairs if work.key_only else self.sizes.fit(self.page_pairs, self.page_bytes)
+        page = self.sizes.fit(self.page_pairs, self.page_bytes, key_only=work.key_only)
         if work.limit is None:
             # Many ranges are taken for small ones; those that are not get larger shares in the rounds that follow.
             each = min(max(page // len(rests), _SMALL), page)

@@ -79,7 +79,7 @@ class RangeOperations(BatchOperations):
         def page_pairs() -> int:
             config = self._session.config
             # Keys are small: their number alone is a limit.
-            return config.scan_page if key_only else opened.sizes.fit(config.scan_page, config.scan_bytes)
+            return opened.sizes.fit(config.scan_page, config.scan_bytes, key_only=key_only)
 
         return Scan(fetch, opened.rpc, key_range, limit, page_pairs, "RawClient")
 

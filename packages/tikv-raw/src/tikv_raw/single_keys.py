@@ -40,8 +40,7 @@ class KeyOperations(Calls):
         payload = opened.requests.get(key, self._cf_or(cf))
         options = self._options(priority, replica_read)
         response = await opened.get.execute(key, payload, self._seconds(timeout), options)
-        if response.error:
-            accept("get", response)
+        accept("get", response)
         return response.value or (None if response.not_found else b"")
 
     async def put(

@@ -22,7 +22,7 @@ from tikv_region import CacheAction, FlashbackInProgress, Liveness, Next, Region
 
 from tikv_rpc.call import Call
 from tikv_rpc.client import RpcClient
-from tikv_rpc.errors import RelocateError
+from tikv_rpc.errors import RelocateError, given_up
 from tikv_rpc.intercept import Attempt, Interceptor, Proceed
 from tikv_rpc.options import ReplicaRead
 from tikv_rpc.replicas import Access, Selector
@@ -172,7 +172,7 @@ class RetryRegion:
             except anyio.get_cancelled_exc_class():
                 # Perhaps because another part of the same write failed; what this one wrote, nobody will learn.
                 if request.effect is not Effect.READ:
-                    call.lost = RpcError(route.client.address, request.rpc.name, "CANCELLED", "given up")
+                    call.lost = given_up(route.client.address, request.rpc.name)
                 raise
             else:
                 if not outcome.HasField("region_error"):

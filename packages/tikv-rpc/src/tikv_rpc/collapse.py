@@ -18,7 +18,7 @@ from tikv_region.flight import SingleFlight
 
 from tikv_rpc.attempts import RegionPlan
 from tikv_rpc.call import Call
-from tikv_rpc.errors import RelocateError
+from tikv_rpc.errors import RelocateError, given_up
 from tikv_rpc.request import Effect, Request
 from tikv_rpc.resource_errors import (
     ResourceGroupNotFound,
@@ -90,7 +90,7 @@ class Collapse:
         # What another's flight wrote, it wrote for this caller too, which will not learn of it if it leaves.
         doubt = call.lost
         if doubt is None and question in self._flights:
-            doubt = RpcError(entry.leader_store.address, request.rpc.name, "CANCELLED", "given up")
+            doubt = given_up(entry.leader_store.address, request.rpc.name)
         try:
             outcome = await self._flights.ask(question, call.deadline, fly)
         except BaseException:

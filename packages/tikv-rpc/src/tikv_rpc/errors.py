@@ -12,6 +12,11 @@ class RelocateError(Exception):
     """
 
 
+def given_up(address: str, method: str) -> RpcError:
+    """Return what is known of an attempt whose caller was cancelled: it was sent."""
+    return RpcError(address, method, "CANCELLED", "given up")
+
+
 def expired(address: str, method: str, timeout: float, *, sent: bool) -> RpcError:
     """Return the error of an attempt whose time ran out."""
     return RpcError(address, method, "DEADLINE_EXCEEDED", f"no answer within {timeout:.3g} s", sent=sent)

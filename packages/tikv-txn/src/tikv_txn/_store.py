@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tikv_pd import DeadlineExceeded, PdClient, Timestamp
@@ -13,6 +14,15 @@ from tikv_txn.config import TxnConfig
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+
+
+@contextmanager
+def in_time_of(call: Call) -> Iterator[None]:
+    """Have a call's own name and time in the error when the time that PD may take runs out."""
+    try:
+        yield
+    except DeadlineExceeded as error:
+        raise DeadlineExceeded(call.operation, call.deadline.timeout) from error.__cause__
 
 
 class TxnStore:
@@ -71,7 +81,5 @@ class TxnStore:
         return await self._granted(call, self.pd.get_low_resolution_ts)
 
     async def _granted(self, call: Call, grant: Callable[..., Awaitable[Timestamp]]) -> int:
-        try:
+        with in_time_of(call):
             return (await grant(timeout=call.deadline.check())).ts
-        except DeadlineExceeded as error:
-            raise DeadlineExceeded(call.operation, call.deadline.timeout) from error.__cause__

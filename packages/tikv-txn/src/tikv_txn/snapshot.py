@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
-from tikv_pd import LATEST, ConfigError, DeadlineExceeded, Timestamp
+from tikv_pd import LATEST, ConfigError, Timestamp
 from tikv_region import KeyRange
 from tikv_region.flight import SingleFlight
 from tikv_rpc import Call, Isolation, RequestOptions, ResolveLocks
@@ -18,7 +17,7 @@ from tikv_txn._locks.resolver import LockResolver
 from tikv_txn._reads.cache import ReadCache
 from tikv_txn._reads.locked_reads import GetLocks, LockedReads, lacks_commit_ts
 from tikv_txn._reads.safe_point import SafePoint
-from tikv_txn._store import TxnStore
+from tikv_txn._store import TxnStore, in_time_of
 from tikv_txn.scan import ReadPage, Scan, ScanOrder
 from tikv_txn.versioned import Versioned
 
@@ -58,7 +57,7 @@ def granted(ts: int) -> Start:
     """Return what starts a snapshot at a timestamp of the caller's, if PD has granted one as late as that."""
 
     async def start(store: TxnStore, call: Call) -> int:
-        with _time_of(call):
+        with in_time_of(call):
             await store.pd.validate_read_ts(ts, stale=call.options.stale_read, timeout=call.deadline.check())
         return ts
 
@@ -69,7 +68,7 @@ def stale(seconds: float) -> Start:
     """Return what starts a snapshot so many seconds in the past."""
 
     async def start(store: TxnStore, call: Call) -> int:
-        with _time_of(call):
+        with in_time_of(call):
             return (await store.pd.get_stale_ts(seconds, timeout=call.deadline.check())).ts
 
     return start
@@ -232,7 +231,7 @@ class Snapshot:
 
         def page_pairs() -> int:
             # Keys are small: their number alone is a limit.
-            return config.scan_page if key_only else client.sizes.fit(config.scan_page, config.scan_bytes)
+            return client.sizes.fit(config.scan_page, config.scan_bytes, key_only=key_only)
 
         return Scan(fetch, client.store.rpc, key_range, limit, page_pairs, "TransactionClient")
 
@@ -315,15 +314,6 @@ class Snapshot:
 
     def _is_repeatable(self, reads: LockedReads) -> bool:
         return reads.ts != LATEST and self._options.isolation is Isolation.SI
-
-
-@contextmanager
-def _time_of(call: Call) -> Iterator[None]:
-    """Have a call's own name and time in the error when its time runs out."""
-    try:
-        yield
-    except DeadlineExceeded as error:
-        raise DeadlineExceeded(call.operation, call.deadline.timeout) from error.__cause__
 
 
 def _check_step(step: int) -> int:

@@ -8,19 +8,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cached_property
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import anyio
-import anyio.lowlevel
 import attrs
 from tikv_pd import ClosedError, TikvError
 from tikv_region import KeyRange
 
 from tikv_rpc.client import RpcClient
-
-_TURNS_TO_SEND: Final = 3
-"""Turns of the event loop until a request is on its way: the task that makes it has run after one, and the one that
-writes it after another; loops that take tasks in any order need one more."""
+from tikv_rpc.frontend.turns import until_sent
 
 
 @attrs.frozen
@@ -38,6 +34,15 @@ class Page:
     def of(cls, pairs: list[tuple[bytes, bytes]], rest: KeyRange | None) -> Self:
         """Return the page that has these pairs."""
         return cls(len(pairs), rest, lambda: pairs)
+
+
+def scan_bounds(encoded: tuple[bytes, bytes], *, reverse: bool) -> tuple[bytes, bytes]:
+    """Return where a scan of an encoded range starts and ends, as the wire has it.
+
+    A reverse scan starts at the upper bound, which is exclusive there, too, and ends at the lower one.
+    """
+    lower, upper = encoded
+    return (upper, lower) if reverse else encoded
 
 
 def rest_of_scan(asked: KeyRange, covered: KeyRange, last: bytes | None, *, reverse: bool) -> KeyRange | None:
@@ -176,8 +181,7 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
         if self._rest is not None and self._left != 0:
             self._ahead = _Ahead()
             self._rpc.tasks.start_soon(self._ahead.run, self._fetcher(self._rest))
-            for _ in range(_TURNS_TO_SEND):
-                await anyio.lowlevel.checkpoint()
+            await until_sent()
 
     @cached_property
     def _turning(self) -> anyio.Lock:

@@ -26,6 +26,6 @@ class PairSizes:
             mean = self.guess - (self.guess - mean) * min(pairs, _ENOUGH) / (2 * _ENOUGH)
         self.guess = mean
 
-    def fit(self, max_pairs: int, max_bytes: int) -> int:
-        """Return how many pairs to ask for, at least one."""
-        return max(min(max_pairs, int(max_bytes / self.guess)), 1)
+    def fit(self, max_pairs: int, max_bytes: int, *, key_only: bool = False) -> int:
+        """Return how many pairs to ask for, at least one; keys without their values are taken for small."""
+        return max_pairs if key_only else max(min(max_pairs, int(max_bytes / self.guess)), 1)

@@ -8,6 +8,7 @@ import attrs
 from tikv_proto import kvrpcpb, services
 from tikv_region import KeyCodec, KeyRange
 from tikv_rpc import Effect, Request
+from tikv_rpc.frontend.paging import scan_bounds
 
 
 @attrs.frozen
@@ -41,11 +42,10 @@ class ReadRequests:
         sample_step: int = 0,
     ) -> Request[kvrpcpb.ScanResponse]:
         """Read up to `limit` pairs of a range in one Region."""
-        lower, upper = self.codec.encode_range(part.start, part.end)
-        # On the wire start_key is where the scan starts: the upper, exclusive bound of a reverse one.
+        start, end = scan_bounds(self.codec.encode_range(part.start, part.end), reverse=reverse)
         message = kvrpcpb.ScanRequest(
-            start_key=upper if reverse else lower,
-            end_key=lower if reverse else upper,
+            start_key=start,
+            end_key=end,
             limit=limit,
             version=ts,
             key_only=key_only,
