@@ -65,7 +65,7 @@ class Kv:
             message = kvrpcpb.RawBatchGetRequest(keys=[keys[position] for position in part])
             return Request(Tikv.RawBatchGet, message, Effect.READ)
 
-        work = KeyWork(keys, build, max_keys, 1 << 20, lambda position: len(keys[position]))
+        work = KeyWork(keys, build, max_keys, 1 << 20, [len(key) for key in keys])
         answers = await self.fan_out.execute(work, self.rpc.call("batch_get", timeout))
         return {pair.key: pair.value for _, response in answers for pair in response.pairs}
 
@@ -78,7 +78,7 @@ class Kv:
             )
             return Request(Tikv.RawBatchPut, message, Effect.WRITE)
 
-        work = KeyWork(keys, build, max_keys, 1 << 20, lambda position: len(keys[position]))
+        work = KeyWork(keys, build, max_keys, 1 << 20, [len(key) for key in keys])
         await Settle(self.fan_out).execute(work, self.rpc.call("batch_put", timeout))
 
     async def delete_range(self, key_range: KeyRange, timeout: float = 30) -> list[KeyRange]:

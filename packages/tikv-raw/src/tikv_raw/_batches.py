@@ -9,28 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from functools import partial
-from typing import Any, Final, Generic, Protocol, TypeAlias
+from typing import Any, Final, Generic, TypeAlias
 
 import anyio
-import anyio.lowlevel
 import attrs
 from tikv_pd import TikvError
 from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
-from tikv_rpc import Branches, Call, Collected, KeyWork, Plan
+from tikv_region import RegionEntry
+from tikv_rpc import Branches, Call, Collected, KeyWork, Plan, RegionPlan, Request
 from tikv_rpc.frontend.arguments import as_items, as_pair_items
 from tikv_rpc.frontend.sizes import PairSizes
+from tikv_rpc.frontend.turns import until_sent
 
 from tikv_raw._arguments import Limits, as_pair
-from tikv_raw._requests import RawRequests, refusal
+from tikv_raw._requests import refusal
 from tikv_raw.errors import RawError
 
 Outcome: TypeAlias = Collected[Sequence[int], Resp]
 Progress: TypeAlias = Callable[[int], object]
 """Is told how much of a call is done by now."""
+Take: TypeAlias = Callable[[Sequence[int], Resp], None]
+"""Is given an answer, and the positions of the keys that it is about."""
 
-_TURNS_TO_SEND: Final = 3
-"""Turns of the event loop until the first requests of a window are on their way."""
+_WINDOWS: Final = 2
+"""Windows under way at a time."""
+_SOONER: Final = 4
+"""How much smaller the first of several windows is."""
 
 
 @attrs.frozen
@@ -54,15 +59,16 @@ class Span:
     concurrency: int
     """Requests under way at a time."""
 
-    @property
-    def keys(self) -> int:
-        """Keys in a window."""
-        return self.request_keys * self.concurrency
+    def windows(self, items: object) -> Iterator[tuple[int, int]]:
+        """Yield how many keys and bytes each of the windows of some items may have.
 
-    @property
-    def bytes(self) -> int:
-        """Bytes in a window."""
-        return self.request_bytes * self.concurrency
+        The first of several is a small one: stores have something to do while the next is made.
+        """
+        if not isinstance(items, Sized) or len(items) > self.request_keys * self.concurrency:
+            few = max(self.concurrency // _SOONER, 1)
+            yield self.request_keys * few, self.request_bytes * few
+        while True:
+            yield self.request_keys * self.concurrency, self.request_bytes * self.concurrency
 
 
 @attrs.frozen(eq=False)
@@ -88,16 +94,15 @@ def key_windows(
     """
     items = iter(as_items(keys))
     is_checked = not isinstance(keys, Collection)
-    is_more = True
-    while is_more:
+    for most, most_bytes in span.windows(keys):
         window: dict[bytes, None] = {}
-        taken, left, each, is_more = 0, span.bytes, expected(), False
+        taken, left, each, is_more = 0, most_bytes, expected(), False
         for item in items:
             key = check(item)
             window[key] = None
             taken += 1
             left -= len(key) + each
-            if left <= 0 or len(window) >= span.keys:
+            if left <= 0 or len(window) >= most:
                 is_more = True
                 break
         if is_more and not is_checked:
@@ -106,6 +111,8 @@ def key_windows(
                 check(key)
         if window:
             yield Window(list(window), [], 0, taken)
+        if not is_more:
+            return
 
 
 def pair_windows(pairs: Any, ttl: int, span: Span, limits: Limits) -> Iterator[Window]:
@@ -116,11 +123,10 @@ def pair_windows(pairs: Any, ttl: int, span: Span, limits: Limits) -> Iterator[W
     items = iter(as_pair_items(pairs))
     max_key, max_value = limits.max_key, limits.max_value
     is_checked = not isinstance(pairs, Collection)
-    is_more = True
-    while is_more:
+    for most, most_bytes in span.windows(pairs):
         values: dict[bytes, bytes] = {}
         ttls: dict[bytes, int] = {}
-        taken, left, is_more = 0, span.bytes, False
+        taken, left, is_more = 0, most_bytes, False
         for item in items:
             if type(item) is tuple and len(item) == 2:
                 # The usual pair, checked here: a call for each would take twice the time.
@@ -139,7 +145,7 @@ def pair_windows(pairs: Any, ttl: int, span: Span, limits: Limits) -> Iterator[W
                 ttls.pop(key, None)
             taken += 1
             left -= len(key) + len(value)
-            if left <= 0 or len(values) >= span.keys:
+            if left <= 0 or len(values) >= most:
                 is_more = True
                 break
         if is_more and not is_checked:
@@ -153,6 +159,8 @@ def pair_windows(pairs: Any, ttl: int, span: Span, limits: Limits) -> Iterator[W
         if values:
             keys = list(values)
             yield Window(keys, list(values.values()), [ttls.get(key, ttl) for key in keys] if ttls else ttl, taken)
+        if not is_more:
+            return
 
 
 def _checked(pair: Any, limits: Limits) -> tuple[bytes, bytes, int | None]:
@@ -162,26 +170,207 @@ def _checked(pair: Any, limits: Limits) -> tuple[bytes, bytes, int | None]:
     return key, limits.value(key, value), None if len(pair) == 2 else limits.ttl(ttl)
 
 
-class Batch(Protocol[Resp]):
-    """Work of any length."""
+class Batch(Generic[Resp]):
+    """Work of any length over keys, and what became of it."""
 
-    @property
-    def subject(self) -> tuple[None, int | None]:
+    def __init__(
+        self,
+        operation: str,
+        items: object,
+        windows: Iterator[Window],
+        lower: Callable[[Window], KeyWork[Resp]],
+        *,
+        is_kept: bool,
+        progress: Progress | None,
+    ) -> None:
+        self.subject: tuple[None, int | None] = None, len(items) if isinstance(items, Sized) else None
         """What observers hear it is about: how many keys there are, if that is known before."""
-        ...
+        self.found: dict[bytes, bytes] = {}
+        """The pairs found; none for writes."""
+        self.refused: RawError | None = None
+        """What a store refused first, if that is to be raised."""
+        self._operation = operation
+        self._windows = windows
+        self._lower = lower
+        self._is_kept = is_kept
+        self._progress = progress
+        self._failures: dict[bytes, TikvError] = {}
+        self._pairs_of: dict[KeyWork[Resp], int] = {}
+        self._read = self._done = 0
 
     @property
     def is_read(self) -> bool:
         """Whether all windows were made, as far as can be told."""
-        ...
+        return self._read == self.subject[1]
+
+    @property
+    def outcome(self) -> BatchOutcome:
+        """What became of it."""
+        return BatchOutcome(self.found, self._failures)
 
     def windows(self) -> Iterator[KeyWork[Resp]]:
-        """Yield it window by window."""
-        ...
+        """Yield the requests of window after window."""
+        for window in self._windows:
+            self._read += window.taken
+            work = self._lower(window)
+            self._pairs_of[work] = window.taken
+            yield work
 
-    def take(self, window: KeyWork[Resp], outcome: Outcome[Resp]) -> Exception | None:
-        """Take what became of a window, and return what a store refused, if that is to be raised."""
-        ...
+    def take(self, window: KeyWork[Resp], part: Sequence[int], response: Resp) -> None:
+        """Take the answer about the keys at some positions of a window."""
+        raise NotImplementedError
+
+    def end(self, window: KeyWork[Resp], failures: Iterable[tuple[Sequence[int], TikvError]]) -> None:
+        """Take what failed of a window that is done, at which positions."""
+        for part, error in failures:
+            self._failures.update((window.keys[position], error) for position in part)
+        self._done += self._pairs_of.pop(window)
+        if self._progress is not None and self.refused is None:
+            self._progress(self._done)
+
+    def _refuse(self, keys: Iterable[bytes], message: str) -> None:
+        """Take a store's refusal."""
+        error = RawError(self._operation, message)
+        if self._is_kept:
+            self._failures.update(dict.fromkeys(keys, error))
+        else:
+            self.refused = self.refused or error
+
+
+class WriteBatch(Batch[Resp]):
+    """A batch of writes."""
+
+    def take(self, window: KeyWork[Resp], part: Sequence[int], response: Resp) -> None:
+        """Look for a refusal."""
+        message = refusal(response)
+        if message:
+            self._refuse((window.keys[position] for position in part), message)
+
+
+class GetBatch(Batch[kvrpcpb.RawBatchGetResponse]):
+    """A batch of reads.
+
+    Args:
+        items: The keys as the caller gave them.
+        windows: The keys, window by window.
+        lower: Returns the requests of a window.
+        decode: Turns the keys of answers into those that users know.
+        sizes: Learns how large pairs are.
+        is_kept: Whether failures are kept by key instead of raised.
+        progress: Is told how many keys are done.
+    """
+
+    def __init__(
+        self,
+        items: object,
+        windows: Iterator[Window],
+        lower: Callable[[Window], KeyWork[kvrpcpb.RawBatchGetResponse]],
+        decode: Callable[[bytes], bytes],
+        sizes: PairSizes,
+        *,
+        is_kept: bool,
+        progress: Progress | None,
+    ) -> None:
+        super().__init__("batch_get", items, windows, lower, is_kept=is_kept, progress=progress)
+        self._decode = decode
+        self._sizes = sizes
+
+    def take(
+        self, window: KeyWork[kvrpcpb.RawBatchGetResponse], part: Sequence[int], response: kvrpcpb.RawBatchGetResponse
+    ) -> None:
+        """Keep the pairs found."""
+        self._sizes.learn(len(response.pairs), response.ByteSize())
+        found, decode = self.found, self._decode
+        for pair in response.pairs:
+            value = pair.value
+            # Only a pair without a value can be an error; asking each takes time.
+            if not value and pair.HasField("error"):
+                message = pair.error.abort or str(pair.error).strip()
+                # Without a key it says that the request as a whole failed.
+                refused = [decode(pair.key)] if pair.key else [window.keys[position] for position in part]
+                self._refuse(refused, message)
+            else:
+                found[decode(pair.key)] = value
+
+
+@attrs.frozen
+class Windowed(Generic[Resp]):
+    """Work a batch off, window by window; what becomes of it is in the batch.
+
+    While the last requests of a window are under way, the first of the next one are, too.
+    """
+
+    regions: RegionPlan
+    """Sends a request."""
+    plan_of: Callable[[RegionPlan, Take[Resp]], Plan[KeyWork[Resp], Outcome[Resp]]]
+    """Returns the plan that does a window by sending requests so, and hands over each answer as it comes."""
+    concurrency: int
+    """Requests under way at a time, of all windows."""
+
+    async def execute(self, work: Batch[Resp], call: Call) -> Exception | None:
+        """Do it, and return what stopped it without a doubt about any request: what a store, or the batch, refused."""
+        windows = work.windows()
+        first = next(windows, None)
+        if first is None:
+            return None
+        if work.is_read:
+            await self._do(work, first, self.regions, call)
+            return work.refused
+        under_way: list[_UnderWay] = []
+        unreadable: Exception | None = None
+        regions = _Limited(self.regions, anyio.Semaphore(self.concurrency, fast_acquire=True))
+
+        async def do(window: KeyWork[Resp], mark: _UnderWay, branch: Call) -> None:
+            try:
+                await self._do(work, window, regions, branch)
+            finally:
+                mark.done.set()
+
+        async with Branches(call) as branches:
+            window: KeyWork[Resp] | None = first
+            while window is not None:
+                while len(under_way) == _WINDOWS or any(other.shares_keys(window.keys) for other in under_way):
+                    await under_way.pop(0).done.wait()
+                if branches.failures or work.refused:
+                    break
+                under_way.append(_UnderWay(window.keys))
+                branches.start(partial(do, window, under_way[-1]))
+                await until_sent(self.concurrency)
+                try:
+                    window = next(windows, None)
+                except Exception as error:
+                    unreadable = error
+                    break
+        return work.refused or unreadable
+
+    async def _do(self, work: Batch[Resp], window: KeyWork[Resp], regions: RegionPlan, call: Call) -> None:
+        """Do one window."""
+        outcome = await self.plan_of(regions, partial(work.take, window)).execute(window, call)
+        work.end(window, outcome.failures)
+
+
+@attrs.frozen
+class _Limited:
+    """Sends requests while there are not too many under way."""
+
+    inner: RegionPlan
+    slots: anyio.Semaphore
+
+    async def execute(self, entry: RegionEntry, request: Request[Resp], call: Call) -> Resp:
+        """Send a request once one of the others has its answer."""
+        async with self.slots:
+            return await self.inner.execute(entry, request, call)
+
+
+class _UnderWay:
+    """A window under way."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self.done = anyio.Event()
+        self._keys = frozenset(keys)
+
+    def shares_keys(self, keys: Sequence[bytes]) -> bool:
+        return not self._keys.isdisjoint(keys)
 
 
 @attrs.frozen
@@ -196,219 +385,3 @@ class Whole(Generic[Resp]):
         refused = await self.inner.execute(work, call)
         if refused is not None:
             raise refused
-
-
-@attrs.frozen
-class Windowed(Generic[Resp]):
-    """Work a batch off, window by window."""
-
-    inner: Plan[KeyWork[Resp], Outcome[Resp]]
-    """Does a window that is the only one."""
-    shares: tuple[Plan[KeyWork[Resp], Outcome[Resp]], ...]
-    """Do windows that are under way at the same time, one each; together they keep as many requests under way."""
-
-    async def execute(self, work: Batch[Resp], call: Call) -> Exception | None:
-        """Do it, and return what stopped it without a doubt about any request: what a store, or the batch, refused."""
-        windows = work.windows()
-        first = next(windows, None)
-        if first is None:
-            return None
-        if work.is_read:
-            return work.take(first, await self.inner.execute(first, call))
-        under_way: list[_UnderWay] = []
-        refused: list[Exception] = []
-        idle = list(self.shares)
-
-        async def do(
-            plan: Plan[KeyWork[Resp], Outcome[Resp]], window: KeyWork[Resp], mark: _UnderWay, branch: Call
-        ) -> None:
-            try:
-                refusal = work.take(window, await plan.execute(window, branch))
-                if refusal is not None:
-                    refused.append(refusal)
-            finally:
-                idle.append(plan)
-                mark.done.set()
-
-        async with Branches(call) as branches:
-            window: KeyWork[Resp] | None = first
-            while window is not None:
-                while not idle or any(other.shares_keys(window.keys) for other in under_way):
-                    await under_way.pop(0).done.wait()
-                if branches.failures or refused:
-                    break
-                under_way.append(_UnderWay(window.keys))
-                branches.start(partial(do, idle.pop(0), window, under_way[-1]))
-                for _ in range(_TURNS_TO_SEND):
-                    await anyio.lowlevel.checkpoint()
-                try:
-                    window = next(windows, None)
-                except Exception as error:
-                    refused.append(error)
-                    break
-        return refused[0] if refused else None
-
-
-class _UnderWay:
-    """A window under way."""
-
-    def __init__(self, keys: Sequence[bytes]) -> None:
-        self.done = anyio.Event()
-        self._keys = frozenset(keys)
-
-    def shares_keys(self, keys: Sequence[bytes]) -> bool:
-        return not self._keys.isdisjoint(keys)
-
-
-class _Failures:
-    """What fails in a batch: raised, or kept by key."""
-
-    def __init__(self, operation: str, *, is_kept: bool) -> None:
-        self.by_key: dict[bytes, TikvError] = {}
-        self.to_raise: RawError | None = None
-        """The first refusal, if failures are raised."""
-        self._operation = operation
-        self._is_kept = is_kept
-
-    def take(self, keys: Sequence[bytes], failures: Iterable[tuple[Sequence[int], TikvError]]) -> None:
-        for part, error in failures:
-            self.by_key.update((keys[position], error) for position in part)
-
-    def refuse(self, keys: Iterable[bytes], message: str) -> None:
-        """Take a store's refusal."""
-        error = RawError(self._operation, message)
-        if self._is_kept:
-            self.by_key.update(dict.fromkeys(keys, error))
-        else:
-            self.to_raise = self.to_raise or error
-
-
-def _number(items: object) -> int | None:
-    return len(items) if isinstance(items, Sized) else None
-
-
-class WriteBatch(Generic[Resp]):
-    """A batch of writes."""
-
-    def __init__(
-        self,
-        operation: str,
-        items: object,
-        windows: Iterator[Window],
-        lower: Callable[[Window], KeyWork[Resp]],
-        *,
-        is_kept: bool,
-        progress: Progress | None,
-    ) -> None:
-        self.subject = None, _number(items)
-        self._windows = windows
-        self._lower = lower
-        self._progress = progress
-        self._failures = _Failures(operation, is_kept=is_kept)
-        self._pairs_of: dict[KeyWork[Any], int] = {}
-        self._read = self._done = 0
-
-    @property
-    def is_read(self) -> bool:
-        """Whether all windows were made, as far as can be told."""
-        return self._read == self.subject[1]
-
-    @property
-    def outcome(self) -> BatchOutcome:
-        """What became of it."""
-        return BatchOutcome({}, self._failures.by_key)
-
-    def windows(self) -> Iterator[KeyWork[Resp]]:
-        """Yield the requests of window after window."""
-        for window in self._windows:
-            self._read += window.taken
-            work = self._lower(window)
-            self._pairs_of[work] = window.taken
-            yield work
-
-    def take(self, window: KeyWork[Resp], outcome: Outcome[Resp]) -> Exception | None:
-        """Look for refusals."""
-        keys = window.keys
-        self._failures.take(keys, outcome.failures)
-        for part, response in outcome.answers:
-            message = refusal(response)
-            if message:
-                self._failures.refuse((keys[position] for position in part), message)
-        self._done += self._pairs_of.pop(window)
-        if self._progress is not None and self._failures.to_raise is None:
-            self._progress(self._done)
-        return self._failures.to_raise
-
-
-class GetBatch:
-    """A batch of reads."""
-
-    def __init__(
-        self,
-        items: object,
-        windows: Iterator[Window],
-        lower: Callable[[Window], KeyWork[kvrpcpb.RawBatchGetResponse]],
-        requests: RawRequests,
-        sizes: PairSizes,
-        *,
-        is_kept: bool,
-        progress: Progress | None,
-    ) -> None:
-        self.found: dict[bytes, bytes] = {}
-        """The pairs found."""
-        self.subject = None, _number(items)
-        self._windows = windows
-        self._lower = lower
-        self._decode = requests.codec.decode_key
-        self._sizes = sizes
-        self._progress = progress
-        self._failures = _Failures("batch_get", is_kept=is_kept)
-        self._pairs_of: dict[KeyWork[Any], int] = {}
-        self._read = self._done = 0
-
-    @property
-    def is_read(self) -> bool:
-        """Whether all windows were made, as far as can be told."""
-        return self._read == self.subject[1]
-
-    @property
-    def outcome(self) -> BatchOutcome:
-        """What became of it."""
-        return BatchOutcome(self.found, self._failures.by_key)
-
-    def windows(self) -> Iterator[KeyWork[kvrpcpb.RawBatchGetResponse]]:
-        """Yield the requests of window after window."""
-        for window in self._windows:
-            self._read += window.taken
-            work = self._lower(window)
-            self._pairs_of[work] = window.taken
-            yield work
-
-    def take(
-        self, window: KeyWork[kvrpcpb.RawBatchGetResponse], outcome: Outcome[kvrpcpb.RawBatchGetResponse]
-    ) -> Exception | None:
-        """Keep the pairs found."""
-        keys = window.keys
-        self._failures.take(keys, outcome.failures)
-        answers = outcome.answers
-        while answers:  # Each is dropped once its values are copied, so that they are never there twice.
-            part, response = answers.pop()
-            self._sizes.learn(len(response.pairs), response.ByteSize())
-            self._keep(keys, part, response.pairs)
-        self._done += self._pairs_of.pop(window)
-        if self._progress is not None and self._failures.to_raise is None:
-            self._progress(self._done)
-        return self._failures.to_raise
-
-    def _keep(self, keys: Sequence[bytes], part: Sequence[int], pairs: Iterable[kvrpcpb.KvPair]) -> None:
-        found, decode = self.found, self._decode
-        for pair in pairs:
-            value = pair.value
-            # Only a pair without a value can be an error; asking each takes time.
-            if not value and pair.HasField("error"):
-                message = pair.error.abort or str(pair.error).strip()
-                # Without a key it says that the request as a whole failed.
-                refused = [decode(pair.key)] if pair.key else [keys[position] for position in part]
-                self._failures.refuse(refused, message)
-            else:
-                found[decode(pair.key)] = value

@@ -15,7 +15,7 @@ from tikv_pd import TikvError
 from tikv_proto import kvrpcpb, services
 from tikv_region import KeyCodec, KeyRange, Redaction, redact
 from tikv_rpc import Edge, Effect, KeyWork, RangeWork, Request
-from tikv_rpc.frontend.paging import Page, rest_of_scan
+from tikv_rpc.frontend.paging import Page, rest_of_scan, scan_bounds
 from tikv_rpc.request import field, head
 
 from tikv_raw.config import RawConfig
@@ -96,10 +96,11 @@ class RawRequests:
             message = kvrpcpb.RawBatchGetRequest(keys=[encode(keys[position]) for position in part], cf=cf)
             return Request(services.Tikv.RawBatchGet, message, Effect.READ)
 
-        def size(position: int) -> int:
-            return max(len(keys[position]) + _PAIR_OVERHEAD, expected)
-
-        return KeyWork(keys, build, max_keys, max_bytes, size)
+        if max(map(len, keys), default=0) + _PAIR_OVERHEAD <= expected:
+            sizes = [expected] * len(keys)
+        else:
+            sizes = [max(len(key) + _PAIR_OVERHEAD, expected) for key in keys]
+        return KeyWork(keys, build, max_keys, max_bytes, sizes)
 
     def batch_put(
         self,
@@ -123,10 +124,8 @@ class RawRequests:
             pieces.append(options.SerializeToString())
             return Request(services.Tikv.RawBatchPut, b"".join(pieces), Effect.WRITE)
 
-        def size(position: int) -> int:
-            return len(keys[position]) + len(values[position]) + _PAIR_OVERHEAD
-
-        return KeyWork(keys, build, max_keys, max_bytes, size)
+        sizes = [len(key) + len(value) + _PAIR_OVERHEAD for key, value in zip(keys, values, strict=True)]
+        return KeyWork(keys, build, max_keys, max_bytes, sizes)
 
     def batch_delete(
         self, keys: Sequence[bytes], cf: str, max_keys: int, max_bytes: int
@@ -140,7 +139,7 @@ class RawRequests:
             )
             return Request(services.Tikv.RawBatchDelete, message, Effect.WRITE)
 
-        return KeyWork(keys, build, max_keys, max_bytes, lambda position: len(keys[position]) + _PAIR_OVERHEAD)
+        return KeyWork(keys, build, max_keys, max_bytes, [len(key) + _PAIR_OVERHEAD for key in keys])
 
     def delete_range(self, key_range: KeyRange, cf: str) -> RangeWork[kvrpcpb.RawDeleteRangeResponse]:
         """Remove every key of a range."""
@@ -180,15 +179,9 @@ class RawRequests:
         """Read the first pairs of a range in the order of the scan, as far as one Region holds them."""
 
         def build(part: KeyRange) -> Request[kvrpcpb.RawScanResponse]:
-            lower, upper = self.codec.encode_range(part.start, part.end)
-            # On the wire start_key is where the scan starts: the upper, exclusive bound of a reverse one.
+            start, end = scan_bounds(self.codec.encode_range(part.start, part.end), reverse=reverse)
             message = kvrpcpb.RawScanRequest(
-                start_key=upper if reverse else lower,
-                end_key=lower if reverse else upper,
-                limit=limit,
-                key_only=key_only,
-                reverse=reverse,
-                cf=cf,
+                start_key=start, end_key=end, limit=limit, key_only=key_only, reverse=reverse, cf=cf
             )
             return Request(services.Tikv.RawScan, message, Effect.READ)
 
@@ -217,10 +210,8 @@ class RawRequests:
         return Request(services.Tikv.RawBatchScan, message, Effect.READ)
 
     def _ranges(self, ranges: Iterable[KeyRange], *, reverse: bool = False) -> list[kvrpcpb.KeyRange]:
-        bounds = (self.codec.encode_range(each.start, each.end) for each in ranges)
-        if reverse:
-            return [kvrpcpb.KeyRange(start_key=upper, end_key=lower) for lower, upper in bounds]
-        return [kvrpcpb.KeyRange(start_key=lower, end_key=upper) for lower, upper in bounds]
+        bounds = (scan_bounds(self.codec.encode_range(each.start, each.end), reverse=reverse) for each in ranges)
+        return [kvrpcpb.KeyRange(start_key=start, end_key=end) for start, end in bounds]
 
     def pairs(self, operation: str, pairs: Iterable[kvrpcpb.KvPair]) -> list[tuple[bytes, bytes]]:
         """Return answered pairs with the keys that users know.

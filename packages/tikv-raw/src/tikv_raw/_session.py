@@ -36,7 +36,7 @@ from tikv_rpc.frontend.session import Endpoint, Session, connect
 from tikv_rpc.frontend.sizes import PairSizes
 
 from tikv_raw._arguments import Limits
-from tikv_raw._batches import Batch, Outcome, Progress, Whole, Windowed
+from tikv_raw._batches import Batch, Outcome, Progress, Take, Whole, Windowed
 from tikv_raw._many_ranges import Pairs, RegionsWork, ScanOrder, ScanRanges
 from tikv_raw._requests import Checksum, RawRequests, merge_checksums
 from tikv_raw.config import RawConfig
@@ -83,23 +83,17 @@ class Opened:
         prefix = len(codec.encode_key(b""))
         limits = Limits(config.max_key_bytes - prefix, prefix, config.max_value_bytes, has_ttl=has_ttl)
 
-        shares = [share for share in (concurrency - concurrency // 2, concurrency // 2) if share]
+        def all_or_error(regions: RegionPlan, take: Take[Any]) -> Plan[KeyWork[Any], Outcome[Any]]:
+            return Merge(FanOut(regions, cache, concurrency, take), lambda answers: Collected(answers, []))
 
-        def all_or_error(limit: int) -> Plan[KeyWork[Any], Outcome[Any]]:
-            return Merge(FanOut(retry, cache, limit), lambda answers: Collected(answers, []))
+        def each(regions: RegionPlan, take: Take[Any]) -> Plan[KeyWork[Any], Outcome[Any]]:
+            return Collect(regions, cache, concurrency, take)
 
         def batches() -> _BatchPlan[Any]:
-            return operation(rpc, Whole(Settle(Windowed(all_or_error(concurrency), tuple(map(all_or_error, shares))))))
+            return operation(rpc, Whole(Settle(Windowed(retry, all_or_error, concurrency))))
 
         def outcomes() -> _BatchPlan[Any]:
-            return operation(
-                rpc,
-                Whole(
-                    Windowed(
-                        Collect(retry, cache, concurrency), tuple(Collect(retry, cache, share) for share in shares)
-                    )
-                ),
-            )
+            return operation(rpc, Whole(Windowed(retry, each, concurrency)))
 
         scan_ranges = ScanRanges(
             FanOut(retry, cache, concurrency), requests, sizes, config.scan_page, config.scan_bytes

@@ -91,7 +91,9 @@ class BatchOperations(KeyOperations):
             return requests.batch_get(window.keys, cf_on_wire, span.request_keys, span.request_bytes, expected)
 
         windows = key_windows(keys, span, as_key, lambda: int(opened.sizes.guess))
-        batch = GetBatch(keys, windows, lower, requests, opened.sizes, is_kept=is_kept, progress=progress)
+        batch = GetBatch(
+            keys, windows, lower, requests.codec.decode_key, opened.sizes, is_kept=is_kept, progress=progress
+        )
         plan = opened.batch_get_each if is_kept else opened.batch_get
         await plan.execute(batch, self._begin(opened, "batch_get", timeout, priority, replica_read))
         return self._shown(batch.outcome) if is_kept else batch.found

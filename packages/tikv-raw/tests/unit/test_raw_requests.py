@@ -155,9 +155,19 @@ def test_the_size_of_a_pair_counts_key_value_and_what_surrounds_them() -> None:
     put = PLAIN.batch_put([b"key", b""], [b"value", bytes(1000)], 0, "", 10, 1000)
     get = PLAIN.batch_get([b"key"], "", 10, 1000)
 
-    assert 8 < put.size(0) < 40
-    assert 1000 < put.size(1) < 1040
-    assert 3 < get.size(0) < 40
+    assert 8 < put.sizes[0] < 40
+    assert 1000 < put.sizes[1] < 1040
+    assert 3 < get.sizes[0] < 40
+
+
+def test_the_size_of_a_key_that_is_read_is_that_of_its_answer_or_its_own() -> None:
+    work = PLAIN.batch_get([b"key", bytes(500)], "", 10, 1000, expected=100)
+    short = PLAIN.batch_get([b"key", b""], "", 10, 1000, expected=100)
+
+    assert work.sizes[0] == 100
+    assert 500 < work.sizes[1] < 540
+    assert short.sizes == [100, 100]
+    assert list(PLAIN.batch_get([], "", 10, 1000).sizes) == []
 
 
 @pytest.mark.parametrize(

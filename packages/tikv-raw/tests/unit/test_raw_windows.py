@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import chain
 
+import pytest
 from hypothesis import given, strategies as st
 from tikv_raw._arguments import Limits
 from tikv_raw._batches import Span, key_windows, pair_windows
@@ -29,7 +31,7 @@ def test_windows_hold_all_pairs_in_order(
     found: dict[bytes, tuple[bytes, int]] = {}
     for window in windows:
         ttls = [window.ttls] * len(window.keys) if isinstance(window.ttls, int) else window.ttls
-        assert len(set(window.keys)) == len(window.keys) <= span.keys
+        assert len(set(window.keys)) == len(window.keys) <= keys
         found.update(zip(window.keys, zip(window.values, ttls, strict=True), strict=True))
     assert found == expected
     assert sum(window.taken for window in windows) == len(given_pairs)
@@ -44,5 +46,22 @@ def test_windows_hold_all_keys_and_no_more_than_fits(wanted: list[bytes], keys: 
     assert set(chain.from_iterable(window.keys for window in windows)) == set(wanted)
     assert sum(window.taken for window in windows) == len(wanted)
     for window in windows:
-        assert len(window.keys) <= span.keys
-        assert sum(len(key) + each for key in window.keys[:-1]) < span.bytes
+        assert len(window.keys) <= keys
+        assert sum(len(key) + each for key in window.keys[:-1]) < size
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_the_first_of_several_windows_is_small(kind: Callable[[list[bytes]], Iterable[bytes]]) -> None:
+    span = Span(request_keys=10, request_bytes=1 << 20, concurrency=8)
+
+    windows = key_windows(kind([b"%d" % number for number in range(200)]), span, as_key, int)
+
+    assert [window.taken for window in windows] == [20, 80, 80, 20]
+
+
+def test_what_fits_one_window_is_one() -> None:
+    span = Span(request_keys=10, request_bytes=1 << 20, concurrency=8)
+
+    windows = key_windows([b"%d" % number for number in range(80)], span, as_key, int)
+
+    assert [window.taken for window in windows] == [80]

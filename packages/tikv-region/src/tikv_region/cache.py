@@ -166,7 +166,7 @@ class RegionCache:
         """
         await self._loader.load_ranges([key_range if key_range is not None else KeyRange()], backoffer)
 
-    async def group_keys(self, keys: Sequence[bytes], backoffer: Backoffer) -> list[tuple[RegionEntry, list[int]]]:
+    async def group_keys(self, keys: Sequence[bytes], backoffer: Backoffer) -> list[tuple[RegionEntry, Sequence[int]]]:
         """Return the Regions of many keys, each with the positions of its keys in `keys`, ascending.
 
         Every position is in exactly one group; duplicates of a key are in the same one. Groups ascend by key. Those
@@ -174,9 +174,13 @@ class RegionCache:
 
         Raises and cancellation: as `locate`.
         """
+        if len(keys) > 1:
+            only = self.find(min(keys))
+            if only is not None and only.range.contains(max(keys)):
+                return [(only, range(len(keys)))]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         ascending = [keys[index] for index in order]
-        groups: list[tuple[RegionEntry, list[int]]] = []
+        groups: list[tuple[RegionEntry, Sequence[int]]] = []
         at = 0
         is_loaded = False
         while at < len(order):

@@ -227,7 +227,7 @@ class ObservedRegionCache(RegionCache):
         with _timed(backoffer):
             return await super().locate_range(key_range, backoffer)
 
-    async def group_keys(self, keys: Sequence[bytes], backoffer: Backoffer) -> list[tuple[RegionEntry, list[int]]]:
+    async def group_keys(self, keys: Sequence[bytes], backoffer: Backoffer) -> list[tuple[RegionEntry, Sequence[int]]]:
         """See `RegionCache.group_keys`."""
         with _timed(backoffer):
             return await super().group_keys(keys, backoffer)

@@ -167,10 +167,12 @@ class FanOut(Generic[Part, Resp]):
     inner: RegionPlan
     cache: RegionCache
     concurrency: int
+    take: Callable[[Part, Resp], None] | None = None
+    """Is given each answer as it comes; then none is returned."""
 
     async def execute(self, work: Splittable[Part, Resp], call: Call) -> list[tuple[Part, Resp]]:
         """Return the (piece, response) pairs, in no given order; the pieces make up the whole exactly once."""
-        run = _Run(self.inner, self.cache, self.concurrency, work)
+        run = _Run(self.inner, self.cache, self.concurrency, work, self.take)
         await run.go(call)
         return run.answers
 
@@ -192,11 +194,13 @@ class Collect(Generic[Part, Resp]):
     inner: RegionPlan
     cache: RegionCache
     concurrency: int
+    take: Callable[[Part, Resp], None] | None = None
+    """Is given each answer as it comes; then none is returned."""
 
     async def execute(self, work: Splittable[Part, Resp], call: Call) -> Collected[Part, Resp]:
         """Return what became of each piece."""
         failures: list[tuple[Part, TikvError]] = []
-        run = _Run(self.inner, self.cache, self.concurrency, work, failures)
+        run = _Run(self.inner, self.cache, self.concurrency, work, self.take, failures)
         try:
             await run.go(call)
         except TikvError as error:
@@ -214,9 +218,11 @@ class _Run(Generic[Part, Resp]):
         cache: RegionCache,
         concurrency: int,
         work: Splittable[Part, Resp],
+        take: Callable[[Part, Resp], None] | None,
         failures: list[tuple[Part, TikvError]] | None = None,
     ) -> None:
         self.answers: list[tuple[Part, Resp]] = []
+        self._take_answer = self._keep if take is None else take
         self._inner = inner
         self._cache = cache
         self._concurrency = concurrency
@@ -277,10 +283,15 @@ class _Run(Generic[Part, Resp]):
             return
         request = self._work.request(part)
         try:
-            self.answers.append((part, await self._inner.execute(entry, request, call)))
-            call.wrote = call.wrote or request.effect is not Effect.READ
+            response = await self._inner.execute(entry, request, call)
         except RelocateError:
             await self._split(part, call)
+            return
+        call.wrote = call.wrote or request.effect is not Effect.READ
+        self._take_answer(part, response)
+
+    def _keep(self, part: Part, response: Resp) -> None:
+        self.answers.append((part, response))
 
     async def _split(self, part: Part, call: Call) -> None:
         for entry, piece in await self._work.split(part, self._cache, call):

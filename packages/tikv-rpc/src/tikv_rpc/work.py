@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Generic
 
 import attrs
@@ -25,9 +27,9 @@ class KeyWork(Generic[Resp]):
     max_keys: int
     """Keys in one request at most."""
     max_bytes: int
-    """Bytes, by `size`, after which a request is closed; one larger key still travels, alone."""
-    size: Callable[[int], int]
-    """Returns what the key at a position adds to a request, in bytes."""
+    """Bytes, by `sizes`, after which a request is closed; one larger key still travels, alone."""
+    sizes: Sequence[int]
+    """What each of the keys adds to a request, in bytes."""
 
     @property
     def whole(self) -> Sequence[int]:
@@ -60,14 +62,14 @@ class KeyWork(Generic[Resp]):
         return self.build(part)
 
     def _cut(self, positions: Sequence[int]) -> Iterator[Sequence[int]]:
-        start = total = 0
-        for index, position in enumerate(positions):
-            size = self.size(position)
-            if index > start and (index - start >= self.max_keys or total + size > self.max_bytes):
-                yield positions[start:index]
-                start, total = index, 0
-            total += size
-        yield positions[start:]
+        # Element n is what the first n keys take together: where a request ends is found by bisection.
+        totals = list(accumulate(map(self.sizes.__getitem__, positions), initial=0))
+        start = 0
+        while start < len(positions):
+            by_bytes = bisect_right(totals, totals[start] + self.max_bytes) - 1
+            end = max(min(start + self.max_keys, by_bytes), start + 1)
+            yield positions[start:end]
+            start = end
 
 
 @attrs.frozen(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,7 +14,7 @@ from tikv_pd.errors import RpcError
 from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import Tikv
 from tikv_region import EntryTooLarge, KeyRange
-from tikv_rpc import Effect, KeyWork, Merge, Request, RpcConfig
+from tikv_rpc import Collect, Effect, FanOut, KeyWork, Merge, Request, RetryRegion, RpcConfig, dispatch
 from tikv_rpc.testing import FakeCluster, Serve
 
 if TYPE_CHECKING:
@@ -106,11 +106,38 @@ class TestKeys:
             message = kvrpcpb.RawBatchGetRequest(keys=[ALPHABET[position] for position in part])
             return Request(Tikv.RawBatchGet, message, Effect.READ)
 
-        work = KeyWork(ALPHABET, build, 2, 1000, lambda _position: 1)
+        work = KeyWork(ALPHABET, build, 2, 1000, [1] * len(ALPHABET))
         for part, _ in await kv.fan_out.execute(work, kv.rpc.call("test", 30)):
             answered.update(part)
 
         assert answered == Counter(range(26))
+
+    @pytest.mark.parametrize("plan", [FanOut, Collect])
+    async def test_answers_are_handed_over_as_they_come_each_piece_once(
+        self, cluster: FakeCluster, kv: Kv, plan: Any
+    ) -> None:
+        await kv.batch_put(PAIRS)
+        cluster.split(b"t")
+        cluster.store(1).delay_next(Tikv.RawBatchGet, 5)
+        began = anyio.current_time()
+        taken: list[tuple[float, Sequence[int]]] = []
+
+        def build(part: Any) -> Request[Any]:
+            message = kvrpcpb.RawBatchGetRequest(keys=[ALPHABET[position] for position in part])
+            return Request(Tikv.RawBatchGet, message, Effect.READ)
+
+        def take(part: Sequence[int], response: Any) -> None:
+            assert [pair.key for pair in response.pairs] == [ALPHABET[position] for position in part]
+            taken.append((anyio.current_time() - began, part))
+
+        fan_out = plan(RetryRegion(dispatch(kv.rpc), kv.rpc), kv.rpc.cache, 16, take)
+        work = KeyWork(ALPHABET, build, 5, 1000, [1] * len(ALPHABET))
+        outcome = await fan_out.execute(work, kv.rpc.call("test", 30))
+
+        assert Counter(position for _, part in taken for position in part) == Counter(range(26))
+        assert min(when for when, _ in taken) < 1
+        assert max(when for when, _ in taken) >= 5
+        assert (outcome if plan is FanOut else outcome.answers) == []
 
     async def test_an_aligned_list_stays_aligned(self, cluster: FakeCluster, kv: Kv) -> None:
         rng = random.Random(5)
@@ -191,7 +218,7 @@ class TestFailure:
         def build(_part: Any) -> Request[Any]:
             raise ValueError("too many bytes for one message")
 
-        work: KeyWork[Any] = KeyWork(ALPHABET, build, 100, 1000, lambda _position: 1)
+        work: KeyWork[Any] = KeyWork(ALPHABET, build, 100, 1000, [1] * len(ALPHABET))
 
         with pytest.raises(ValueError, match="too many bytes"):
             await kv.fan_out.execute(work, kv.rpc.call("test", 30))
@@ -248,7 +275,7 @@ class TestFailure:
             return Request(Tikv.RawBatchGet, message, Effect.READ)
 
         call = kv.rpc.call("test", 30)
-        await kv.fan_out.execute(KeyWork(ALPHABET, build, 100, 1000, lambda _position: 1), call)
+        await kv.fan_out.execute(KeyWork(ALPHABET, build, 100, 1000, [1] * len(ALPHABET)), call)
 
         assert call.backoffer.waited == pytest.approx(0.5)
 
@@ -372,7 +399,7 @@ async def test_merge_makes_one_result_of_many(kv: Kv) -> None:
 
     count: Merge[Any, Any, int] = Merge(kv.fan_out, lambda answers: sum(len(response.pairs) for _, response in answers))
 
-    total = await count.execute(KeyWork(ALPHABET, build, 5, 1000, lambda _position: 1), kv.rpc.call("count", 5))
+    total = await count.execute(KeyWork(ALPHABET, build, 5, 1000, [1] * len(ALPHABET)), kv.rpc.call("count", 5))
 
     assert total == 26
 

@@ -104,7 +104,7 @@ class Seen:
             message = kvrpcpb.RawBatchGetRequest(keys=[keys[position] for position in part])
             return Request(Tikv.RawBatchGet, message, Effect.READ)
 
-        work = KeyWork(keys, build, 100, 1 << 20, lambda position: len(keys[position]))
+        work = KeyWork(keys, build, 100, 1 << 20, [len(key) for key in keys])
         await self.fan_out.execute(work, self.rpc.call("batch_get", 30))
 
     async def txn_get(self, key: bytes) -> None:
@@ -204,8 +204,8 @@ class TestObserver:
         ("work", "subject"),
         [
             ((b"k", None), (b"k", None)),
-            (KeyWork([b"b", b"a"], _no_request, 1, 1, _no_request), (b"b", 2)),
-            (KeyWork([], _no_request, 1, 1, _no_request), (None, 0)),
+            (KeyWork([b"b", b"a"], _no_request, 1, 1, [1, 1]), (b"b", 2)),
+            (KeyWork([], _no_request, 1, 1, []), (None, 0)),
             (RangeWork(KeyRange(b"a", b"c"), _no_request), (b"a", None)),
             (Edge(KeyRange(b"a", b"c"), at_end=True, request=_no_request), (b"a", None)),
             (object(), (None, None)),

@@ -94,7 +94,7 @@ async def batch_get(rpc: RpcClient, *keys: bytes) -> None:
         return Request(Tikv.RawBatchGet, message, Effect.READ)
 
     plan: Plan[Any, Any] = operation(rpc, FanOut(RetryRegion(dispatch(rpc), rpc), rpc.cache, 16))
-    await plan.execute(KeyWork(keys, build, 100, 1 << 20, lambda _position: 1), rpc.call("batch_get", 30))
+    await plan.execute(KeyWork(keys, build, 100, 1 << 20, [1] * len(keys)), rpc.call("batch_get", 30))
 
 
 class TestSpans:

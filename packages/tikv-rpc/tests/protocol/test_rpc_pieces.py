@@ -27,7 +27,7 @@ def put(keys: Sequence[bytes] = KEYS) -> KeyWork[kvrpcpb.RawBatchPutResponse]:
         pairs = [kvrpcpb.KvPair(key=keys[position], value=b"%d" % position) for position in part]
         return Request(Tikv.RawBatchPut, kvrpcpb.RawBatchPutRequest(pairs=pairs), Effect.WRITE)
 
-    return KeyWork(keys, build, 100, 1 << 20, lambda position: len(keys[position]))
+    return KeyWork(keys, build, 100, 1 << 20, [len(key) for key in keys])
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def key_work(
         message = kvrpcpb.RawBatchGetRequest(keys=[keys[position] for position in part])
         return Request(Tikv.RawBatchGet, message, Effect.READ)
 
-    return KeyWork(keys, build, max_keys, max_bytes, lambda position: len(keys[position]))
+    return KeyWork(keys, build, max_keys, max_bytes, [len(key) for key in keys])
 
 
 def range_work(key_range: KeyRange) -> RangeWork[kvrpcpb.RawDeleteRangeResponse]:

@@ -164,9 +164,8 @@ class PrewriteWork:
         mutations = requests.order.mutations
         self._requests = requests
         self._state = state
-        self._keys = KeyWork(
-            mutations.keys, self.request, _NO_LIMIT, max_bytes, lambda position: size_of(mutations.all[position])
-        )
+        sizes = [size_of(mutation) for mutation in mutations.all]
+        self._keys = KeyWork(mutations.keys, self.request, _NO_LIMIT, max_bytes, sizes)
         # Keys of the transaction in the Region of each part, by the part's first position.
         self._region_keys: dict[int, int] = {}
 
@@ -247,4 +246,4 @@ def _key_work(
 ) -> KeyWork[Resp]:
     everything = requests.order.mutations.keys
     keys = [everything[position] for position in positions]
-    return KeyWork(keys, build, _NO_LIMIT, max_bytes, lambda index: len(keys[index]))
+    return KeyWork(keys, build, _NO_LIMIT, max_bytes, [len(key) for key in keys])

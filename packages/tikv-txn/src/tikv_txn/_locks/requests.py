@@ -80,7 +80,8 @@ class LockRequests:
             )
             return Request(services.Tikv.KvCheckTxnStatus, message, Effect.WRITE)
 
-        return KeyWork([inquiry.question.primary for inquiry in inquiries], build, 1, _BYTES, lambda _position: 0)
+        primaries = [inquiry.question.primary for inquiry in inquiries]
+        return KeyWork(primaries, build, 1, _BYTES, _sizes(primaries))
 
     def check_secondaries(self, primary: Lock) -> KeyWork[kvrpcpb.CheckSecondaryLocksResponse]:
         """Ask the other keys of an async commit what became of it."""
@@ -90,7 +91,7 @@ class LockRequests:
             message = kvrpcpb.CheckSecondaryLocksRequest(keys=self._encoded(keys, part), start_version=primary.start_ts)
             return Request(services.Tikv.KvCheckSecondaryLocks, message, Effect.WRITE)
 
-        return KeyWork(keys, build, _KEYS, _BYTES, lambda position: len(keys[position]) + _KEY_OVERHEAD)
+        return KeyWork(keys, build, _KEYS, _BYTES, _sizes(keys))
 
     def resolve_keys(
         self, start_ts: int, commit_ts: int, keys: Sequence[bytes]
@@ -103,7 +104,7 @@ class LockRequests:
             )
             return Request(services.Tikv.KvResolveLock, message, Effect.WRITE)
 
-        return KeyWork(keys, build, _KEYS, _BYTES, lambda position: len(keys[position]) + _KEY_OVERHEAD)
+        return KeyWork(keys, build, _KEYS, _BYTES, _sizes(keys))
 
     def resolve_regions(
         self, start_ts: int, commit_ts: int, keys: Sequence[bytes]
@@ -114,7 +115,7 @@ class LockRequests:
         def build(_part: Sequence[int]) -> Request[kvrpcpb.ResolveLockResponse]:
             return Request(services.Tikv.KvResolveLock, message, Effect.WRITE)
 
-        return KeyWork(keys, build, len(keys), _BYTES, lambda _position: 0)
+        return KeyWork(keys, build, len(keys), _BYTES, [0] * len(keys))
 
     def roll_back_pessimistic(
         self, start_ts: int, for_update_ts: int, keys: Sequence[bytes]
@@ -127,7 +128,12 @@ class LockRequests:
             )
             return Request(services.Tikv.KVPessimisticRollback, message, Effect.WRITE)
 
-        return KeyWork(keys, build, _KEYS, _BYTES, lambda position: len(keys[position]) + _KEY_OVERHEAD)
+        return KeyWork(keys, build, _KEYS, _BYTES, _sizes(keys))
 
     def _encoded(self, keys: Sequence[bytes], part: Sequence[int]) -> list[bytes]:
         return [self.codec.encode_key(keys[position]) for position in part]
+
+
+def _sizes(keys: Sequence[bytes]) -> list[int]:
+    """Return what each key adds to a request, in bytes."""
+    return [len(key) + _KEY_OVERHEAD for key in keys]

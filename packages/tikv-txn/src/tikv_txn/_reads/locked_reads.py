@@ -121,13 +121,13 @@ class LockedReads:
         """
         answers = _BatchAnswers(self, need_commit_ts)
         plan = self.store.fan_out_by(ResolveLocks(self.store.regions, answers))
-        guess = self.sizes.guess
+        expected = int(self.sizes.guess) + _KEY_OVERHEAD
         work = KeyWork(
             keys,
             lambda part: answers.request([keys[position] for position in part]),
             self.store.config.batch_get_keys,
             self.store.config.batch_get_bytes,
-            lambda position: int(len(keys[position]) + _KEY_OVERHEAD + guess),
+            [len(key) + expected for key in keys],
         )
         await (self.store.operation(plan) if as_operation else plan).execute(work, call)
         return answers.found
