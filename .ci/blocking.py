@@ -281,7 +281,12 @@ def blocking(node: ast.AST) -> Any:
 def imports(tree: ast.Module, modules: set[str]) -> list[ast.stmt]:
     """Return imports of the names that a module uses, found where the clients' modules import or define them."""
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    found = {"Portal": "tikv_rpc", "Pages": "tikv_rpc", "copy": "copy", "Coroutine": "collections.abc"}
+    found = {
+        "Portal": "tikv_rpc.frontend.portal",
+        "Pages": "tikv_rpc.frontend.portal",
+        "copy": "copy",
+        "Coroutine": "collections.abc",
+    }
     found |= {"Iterator": "collections.abc", "suppress": "contextlib"}
     for module in sorted(modules):
         for node in source_of(module).body:

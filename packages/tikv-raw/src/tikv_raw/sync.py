@@ -12,8 +12,9 @@ from typing import Any, Literal, Self, overload
 
 from tikv_pd import Address, SecurityConfig
 from tikv_pd.lowlevel import Transport
-from tikv_rpc import Interceptor, Pages, Portal, Priority, ReplicaRead, RequestOptions, RpcObserver, RpcStats
+from tikv_rpc import Interceptor, Priority, ReplicaRead, RequestOptions, RpcObserver, RpcStats
 from tikv_rpc.frontend.arguments import BytesLike
+from tikv_rpc.frontend.portal import Pages, Portal
 
 import tikv_raw.client
 import tikv_raw.scan

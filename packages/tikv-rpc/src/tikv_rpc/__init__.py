@@ -22,7 +22,6 @@ from tikv_rpc.exec_details import (
     collect_exec_details as collect_exec_details,
 )
 from tikv_rpc.express import Express as Express
-from tikv_rpc.frontend.portal import Pages as Pages, Portal as Portal
 from tikv_rpc.intercept import Attempt as Attempt, Interceptor as Interceptor, Proceed as Proceed
 from tikv_rpc.observed import (
     ObservedAttempt as ObservedAttempt,

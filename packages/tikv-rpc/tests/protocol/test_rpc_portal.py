@@ -20,7 +20,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from tikv_pd import ClosedError, ConfigError
-from tikv_rpc import Pages, Portal
+from tikv_rpc.frontend.portal import Pages, Portal
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
 

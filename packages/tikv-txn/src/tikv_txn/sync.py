@@ -17,8 +17,9 @@ from typing import Any, Concatenate, Self, TypeAlias, overload
 
 from tikv_pd import Address, ClosedError, SecurityConfig, TikvError, Timestamp, UndeterminedError
 from tikv_pd.lowlevel import Transport
-from tikv_rpc import Interceptor, Pages, Portal, RequestOptions, RpcObserver, RpcStats
+from tikv_rpc import Interceptor, RequestOptions, RpcObserver, RpcStats
 from tikv_rpc.frontend.arguments import BytesLike
+from tikv_rpc.frontend.portal import Pages, Portal
 
 import tikv_txn._run
 import tikv_txn.client
