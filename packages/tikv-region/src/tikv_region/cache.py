@@ -176,7 +176,7 @@ class RegionCache:
         """
         if len(keys) > 1:
             only = self.find(min(keys))
-            if only is not None and only.range.contains(max(keys)):
+            if only is not None and only.contains(max(keys)):
                 return [(only, range(len(keys)))]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         ascending = [keys[index] for index in order]

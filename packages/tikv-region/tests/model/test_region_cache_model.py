@@ -220,7 +220,7 @@ class RegionCacheModel(RuleBasedStateMachine):
 
         assert sorted(index for _, indices in groups for index in indices) == list(range(len(many)))
         assert all(entry.contains(many[index]) for entry, indices in groups for index in indices)
-        assert all(indices == sorted(indices) for _, indices in groups)
+        assert all(list(indices) == sorted(indices) for _, indices in groups)
 
     @invariant()
     def regions_known_never_overlap(self) -> None:

@@ -1,0 +1,1 @@
+"""Plans: frozen objects that each know one thing about how an operation is done."""

@@ -1,0 +1,1 @@
+"""What is told of calls: to observers, in logs and counters."""
