@@ -11,8 +11,9 @@ from tikv_rpc import KeyWork, Priority, ReplicaRead
 from tikv_rpc.frontend.arguments import BytesLike, as_key
 
 from tikv_raw._arguments import check_on_error, check_progress
-from tikv_raw._batches import BatchOutcome, GetBatch, Span, Window, WriteBatch, key_windows, pair_windows
+from tikv_raw._batches import BatchOutcome, GetBatch, WriteBatch
 from tikv_raw._session import Opened
+from tikv_raw._windows import Span, Window, key_windows, pair_windows
 from tikv_raw.single_keys import KeyOperations
 
 OnError: TypeAlias = Literal["raise", "return"]

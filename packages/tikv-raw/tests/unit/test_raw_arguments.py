@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 from tikv_raw import ConfigError, KeyTooLarge, ValueTooLarge
 from tikv_raw._arguments import Limits, as_ranges, check_cf, check_on_error, check_progress, check_ttl
-from tikv_raw._batches import Span, key_windows, pair_windows
+from tikv_raw._windows import Span, key_windows, pair_windows
 from tikv_region import KeyRange
 from tikv_rpc.frontend.arguments import as_key, as_range, check_limit, check_timeout
 

@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 from hypothesis import given, strategies as st
 from tikv_raw._arguments import Limits
-from tikv_raw._batches import Span, key_windows, pair_windows
+from tikv_raw._windows import Span, key_windows, pair_windows
 from tikv_rpc.frontend.arguments import as_key
 
 LIMITS = Limits(max_key=8, key_prefix=0, max_value=100, has_ttl=True)
