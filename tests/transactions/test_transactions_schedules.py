@@ -13,7 +13,7 @@ import random
 import anyio
 import pytest
 import tikv_pd.backoff
-import tikv_rpc.batch
+import tikv_rpc._stores.batch
 from hypothesis import HealthCheck, given, register_random, settings
 from tikv_pd.testing import virtual_time
 
@@ -34,7 +34,7 @@ from tests.transactions.virtual_cluster import Fault
 EXAMPLES = int(os.environ.get("TRANSACTIONS_EXAMPLES", "150"))
 
 # Jitter is a part of the schedule; hypothesis repeats it like everything else.
-_JITTER: list[random.Random] = [tikv_pd.backoff._RNG, tikv_rpc.batch._RNG]
+_JITTER: list[random.Random] = [tikv_pd.backoff._RNG, tikv_rpc._stores.batch._RNG]
 for _rng in _JITTER:
     register_random(_rng)
 

@@ -12,21 +12,21 @@ from tikv_pd.backoff import REGION_MISS
 from tikv_pd.lowlevel import BackgroundTasks, Transport
 from tikv_region import InvalidReason, KeyCodec, Liveness, RegionCache, RegionEntry, RegionUnavailable
 
+from tikv_rpc._reports.exec_details import ExecDetailsObserver
+from tikv_rpc._reports.observer import RpcObserver
+from tikv_rpc._reports.slow_log import SlowLog
+from tikv_rpc._reports.stats import RpcStats, store_stats
+from tikv_rpc._stores.replicas import Access, Selector, Target
+from tikv_rpc._stores.route import Route, Routes, attempt_context, replica_context
+from tikv_rpc._stores.store import StoreClient
+from tikv_rpc._stores.watch import StoreWatch
 from tikv_rpc.call import Call
 from tikv_rpc.config import RpcConfig
 from tikv_rpc.errors import RelocateError
-from tikv_rpc.exec_details import ExecDetailsObserver
 from tikv_rpc.intercept import Interceptor, chain
-from tikv_rpc.observer import RpcObserver
 from tikv_rpc.options import DEFAULT_OPTIONS, RequestOptions
-from tikv_rpc.replicas import Access, Selector, Target
 from tikv_rpc.request import Effect, Request
-from tikv_rpc.route import Route, Routes, attempt_context, replica_context
-from tikv_rpc.slow_log import SlowLog
-from tikv_rpc.stats import RpcStats, store_stats
-from tikv_rpc.store import StoreClient
 from tikv_rpc.waits import Totals, Waits
-from tikv_rpc.watch import StoreWatch
 
 _REACHABLE: Final = Liveness.REACHABLE
 

@@ -21,8 +21,7 @@ from tikv_pd import ClosedError
 from tikv_proto import kvrpcpb
 from tikv_region import Liveness
 
-from tikv_rpc.intercept import Attempt, Proceed
-from tikv_rpc.observer import (
+from tikv_rpc._reports.observer import (
     CANCELLED,
     OK,
     PD,
@@ -33,11 +32,12 @@ from tikv_rpc.observer import (
     TokenWaitReport,
     WaitReport,
 )
+from tikv_rpc.intercept import Attempt, Proceed
 from tikv_rpc.options import TRACED_REQUESTS
 
 if TYPE_CHECKING:
+    from tikv_rpc._reports.stats import RpcStats, StoreStats
     from tikv_rpc.resource_control.stats import GroupCounts, GroupStats, RuSeries
-    from tikv_rpc.stats import RpcStats, StoreStats
 
 Attributes: TypeAlias = dict[str, str | int | bool]
 

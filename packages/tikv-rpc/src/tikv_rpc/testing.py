@@ -9,8 +9,8 @@ Its Regions split, merge and move while requests travel, and each `FakeStore` mi
 
 from __future__ import annotations
 
-from tikv_rpc.fake_raw import RawMap as RawMap, RawValue as RawValue, crc64 as crc64
-from tikv_rpc.fake_store import (
+from tikv_rpc._fakes.fake_raw import RawMap as RawMap, RawValue as RawValue, crc64 as crc64
+from tikv_rpc._fakes.fake_store import (
     Act as Act,
     FakeCluster as FakeCluster,
     FakeStore as FakeStore,
@@ -18,4 +18,4 @@ from tikv_rpc.fake_store import (
     Received as Received,
     Serve as Serve,
 )
-from tikv_rpc.fake_tokens import FakeTokens as FakeTokens
+from tikv_rpc._fakes.fake_tokens import FakeTokens as FakeTokens

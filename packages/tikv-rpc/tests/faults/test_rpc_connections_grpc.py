@@ -19,7 +19,7 @@ from tikv_pd.lowlevel import BackgroundTasks
 from tikv_proto import kvrpcpb, tikvpb
 from tikv_proto.services import Tikv
 from tikv_rpc import Effect, Request, RpcConfig
-from tikv_rpc.store import StoreClient
+from tikv_rpc._stores.store import StoreClient
 
 
 @pytest.fixture

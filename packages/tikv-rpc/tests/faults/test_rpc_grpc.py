@@ -17,8 +17,8 @@ from tikv_pd.lowlevel import BackgroundTasks
 from tikv_proto import kvrpcpb, tikvpb
 from tikv_proto.services import Tikv
 from tikv_rpc import Effect, Request, RpcConfig
-from tikv_rpc.batch import BatchClient
-from tikv_rpc.store import StoreClient
+from tikv_rpc._stores.batch import BatchClient
+from tikv_rpc._stores.store import StoreClient
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from tikv_proto.services import PD, Health, Tikv
 from tikv_region import RegionCache, StoreEntry
 from tikv_region.health import Liveness
 from tikv_rpc import RpcConfig
+from tikv_rpc._stores.watch import StoreWatch
 from tikv_rpc.testing import FakeCluster, FakeStore
-from tikv_rpc.watch import StoreWatch
 
 SOON = 0.02
 
@@ -34,9 +34,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes half a minute comes soon, on real clocks too."""
     for name in (
-        "tikv_rpc.watch.RESOLVE_INTERVAL",
-        "tikv_rpc.watch.TICK",
-        "tikv_rpc.slowness.TICK",
+        "tikv_rpc._stores.watch.RESOLVE_INTERVAL",
+        "tikv_rpc._stores.watch.TICK",
+        "tikv_rpc._stores.slowness.TICK",
         "tikv_region.health.TICK",
     ):
         monkeypatch.setattr(name, SOON)

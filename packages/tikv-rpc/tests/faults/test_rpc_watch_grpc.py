@@ -21,7 +21,7 @@ from tikv_proto import kvrpcpb
 from tikv_proto.healthpb import HealthCheckRequest, HealthCheckResponse
 from tikv_proto.services import Health, Tikv
 from tikv_region.health import Liveness
-from tikv_rpc.liveness import ask_once, check
+from tikv_rpc._stores.liveness import ask_once, check
 
 
 @pytest.fixture

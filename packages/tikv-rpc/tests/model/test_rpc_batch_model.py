@@ -15,7 +15,7 @@ from tikv_pd.testing import MemoryTransport, ServerStream, fail, virtual_time
 from tikv_proto import kvrpcpb, tikvpb
 from tikv_proto.services import Rpc, Tikv
 from tikv_rpc import RpcConfig
-from tikv_rpc.batch import URGENT, BatchClient
+from tikv_rpc._stores.batch import URGENT, BatchClient
 
 ADDRESS = "tikv1:20160"
 

@@ -16,7 +16,7 @@ from tikv_pd.testing import MemoryConnection, MemoryStream, MemoryTransport, Ser
 from tikv_proto import kvrpcpb, tikvpb
 from tikv_proto.services import Rpc, Tikv
 from tikv_rpc import RpcConfig
-from tikv_rpc.batch import BatchClient
+from tikv_rpc._stores.batch import BatchClient
 
 ADDRESS = "tikv1:20160"
 

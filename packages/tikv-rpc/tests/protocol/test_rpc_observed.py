@@ -41,7 +41,7 @@ from tikv_rpc import (
     dispatch,
     operation,
 )
-from tikv_rpc.observed import subject_of
+from tikv_rpc._plans.observed import subject_of
 from tikv_rpc.testing import FakeCluster
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import Tikv
 from tikv_region import RegionEntry
 from tikv_rpc import Effect, ReplicaRead, Request, RequestOptions, RetryRegion, Route, RpcClient, RpcConfig
+from tikv_rpc._stores.replicas import Access
 from tikv_rpc.errors import RelocateError
-from tikv_rpc.replicas import Access
 from tikv_rpc.testing import FakeCluster
 
 LETTERS = {Access.LEADER: "L", Access.REPLICA: "R", Access.STALE: "S"}

@@ -15,7 +15,7 @@ from tikv_proto import coprocessor, errorpb, kvrpcpb
 from tikv_proto.services import Rpc, Tikv
 from tikv_region import RegionEntry, StoreEntry
 from tikv_rpc import Attempt, Effect, Request, RequestOptions
-from tikv_rpc.fake_tokens import FakeTokens
+from tikv_rpc._fakes.fake_tokens import FakeTokens
 from tikv_rpc.resource_control import RuModel, RuV2Weights
 from tikv_rpc.resource_control.details import RuDetails, collect_ru
 from tikv_rpc.resource_control.interceptor import ResourceControl

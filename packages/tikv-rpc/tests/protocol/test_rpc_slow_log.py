@@ -26,7 +26,7 @@ from tikv_rpc import (
     dispatch,
     operation,
 )
-from tikv_rpc.slow_log import KEPT, SlowLog
+from tikv_rpc._reports.slow_log import KEPT, SlowLog
 from tikv_rpc.testing import FakeCluster
 
 if TYPE_CHECKING:

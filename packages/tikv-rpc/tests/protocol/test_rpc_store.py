@@ -15,7 +15,7 @@ from tikv_pd.testing import MemoryConnection, MemoryTransport, ServerStream, fai
 from tikv_proto import kvrpcpb, tikvpb
 from tikv_proto.services import Tikv
 from tikv_rpc import Effect, Request, RpcConfig
-from tikv_rpc.store import StoreClient
+from tikv_rpc._stores.store import StoreClient
 
 ADDRESS = "tikv1:20160"
 OTHER = "tikv2:20160"

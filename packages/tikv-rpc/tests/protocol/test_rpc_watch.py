@@ -19,8 +19,8 @@ from tikv_proto.services import PD, Health, Tikv
 from tikv_region import RegionCache, StoreEntry
 from tikv_region.health import TICK, Liveness
 from tikv_rpc import RpcConfig
+from tikv_rpc._stores.watch import RESOLVE_INTERVAL, StoreWatch
 from tikv_rpc.testing import FakeCluster, FakeStore
-from tikv_rpc.watch import RESOLVE_INTERVAL, StoreWatch
 
 
 class Bench:

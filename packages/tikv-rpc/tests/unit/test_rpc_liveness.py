@@ -5,7 +5,7 @@ import pytest
 from tikv_pd.errors import RpcError
 from tikv_proto.healthpb import HealthCheckResponse
 from tikv_region.health import Liveness
-from tikv_rpc.liveness import decide
+from tikv_rpc._stores.liveness import decide
 
 BY_STATUS = {
     HealthCheckResponse.SERVING: Liveness.REACHABLE,

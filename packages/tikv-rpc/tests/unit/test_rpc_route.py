@@ -11,8 +11,8 @@ from tikv_proto.services import Tikv
 from tikv_region import KeyCodec, KeyspaceCodec, PlainCodec, RegionEntry
 from tikv_region.region import StoreEntry
 from tikv_rpc import DiskFull, Effect, Isolation, Priority, ReplicaRead, Request, RequestOptions
-from tikv_rpc.replicas import Access, Target
-from tikv_rpc.route import attempt_context, framed, replica_context
+from tikv_rpc._stores.replicas import Access, Target
+from tikv_rpc._stores.route import attempt_context, framed, replica_context
 
 
 def entry(*, is_learner: bool = False, is_witness: bool = False) -> RegionEntry:

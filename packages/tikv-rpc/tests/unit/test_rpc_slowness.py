@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from tikv_region import StoreEntry
 from tikv_region.health import SLOW_SCORE, TICK, Liveness
-from tikv_rpc.slowness import Slowness
+from tikv_rpc._stores.slowness import Slowness
 
 
 class Bench:

@@ -20,9 +20,9 @@ from tikv_proto.services import Health, Rpc, Tikv, all_rpcs
 from tikv_region import KeyCodec, RegionCache, RegionConfig
 from tikv_region.testing import RegionMap
 
+from tikv_rpc._fakes.fake_raw import Bounds, RawMap
 from tikv_rpc.client import RpcClient
 from tikv_rpc.config import RpcConfig
-from tikv_rpc.fake_raw import Bounds, RawMap
 
 AnyRpc: TypeAlias = Rpc[Any, Any]
 Handler: TypeAlias = Callable[[Any], Awaitable[Message]]

@@ -20,14 +20,14 @@ from tikv_pd.lowlevel import Resp
 from tikv_proto import errorpb
 from tikv_region import CacheAction, FlashbackInProgress, Liveness, Next, RegionEntry, RegionError, StoreEntry
 
+from tikv_rpc._stores.replicas import Access, Selector
+from tikv_rpc._stores.route import Route, framed, manner
 from tikv_rpc.call import Call
 from tikv_rpc.client import RpcClient
 from tikv_rpc.errors import RelocateError, given_up
 from tikv_rpc.intercept import Attempt, Interceptor, Proceed
 from tikv_rpc.options import ReplicaRead
-from tikv_rpc.replicas import Access, Selector
 from tikv_rpc.request import Effect, Request
-from tikv_rpc.route import Route, framed, manner
 
 _FINAL_CODES: Final = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION"})
 """Statuses that another attempt will meet as well."""

@@ -16,7 +16,7 @@ from tikv_pd.lowlevel import Resp
 from tikv_region import RegionEntry
 from tikv_region.flight import SingleFlight
 
-from tikv_rpc.attempts import RegionPlan
+from tikv_rpc._plans.attempts import RegionPlan
 from tikv_rpc.call import Call
 from tikv_rpc.errors import RelocateError, given_up
 from tikv_rpc.request import Effect, Request

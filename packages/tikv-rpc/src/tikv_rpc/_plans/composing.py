@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from tikv_rpc.attempts import Dispatch, Intercepted, RoutePlan
+from tikv_rpc._plans.attempts import Dispatch, Intercepted, RoutePlan
+from tikv_rpc._plans.observed import ObservedAttempt, ObservedOperation
+from tikv_rpc._plans.over_regions import Plan
+from tikv_rpc._plans.redacted import RedactedAnswers, RedactedOperation
 from tikv_rpc.client import RpcClient
-from tikv_rpc.observed import ObservedAttempt, ObservedOperation
-from tikv_rpc.plan import Plan
-from tikv_rpc.redacted import RedactedAnswers, RedactedOperation
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")

@@ -16,11 +16,11 @@ from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import Resp
 from tikv_proto.services import Rpc
 
-from tikv_rpc.attempts import hides_outcome
+from tikv_rpc._plans.attempts import hides_outcome
+from tikv_rpc._plans.over_regions import Plan
 from tikv_rpc.call import Tried
 from tikv_rpc.client import RpcClient
 from tikv_rpc.options import RequestOptions
-from tikv_rpc.plan import Plan
 from tikv_rpc.request import Effect, Request
 
 

@@ -19,9 +19,9 @@ from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import Resp
 from tikv_region import KeyRange, RegionCache, RegionEntry, RegionError, StoreEntry
 
-from tikv_rpc.attempts import RoutePlan
-from tikv_rpc.call import Call
-from tikv_rpc.observer import (
+from tikv_rpc._plans.attempts import RoutePlan
+from tikv_rpc._plans.over_regions import Plan
+from tikv_rpc._reports.observer import (
     CANCELLED,
     OK,
     PD,
@@ -33,9 +33,9 @@ from tikv_rpc.observer import (
     RpcObserver,
     WaitReport,
 )
-from tikv_rpc.plan import Plan
+from tikv_rpc._stores.route import Route, manner
+from tikv_rpc.call import Call
 from tikv_rpc.request import Request
-from tikv_rpc.route import Route, manner
 from tikv_rpc.waits import CountedBackoffer, Waits
 
 Work = TypeVar("Work")

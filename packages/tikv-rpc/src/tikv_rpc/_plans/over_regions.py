@@ -1,7 +1,7 @@
 """Plans: how an operation becomes requests to Regions, one concern per class.
 
-A plan turns a piece of work into a result. Those for one request to one Region are in `tikv_rpc.attempts`, what sends
-equal ones once in `tikv_rpc.collapse`; every plan here holds an inner one and knows one thing more:
+A plan turns a piece of work into a result. Those for one request to one Region are in `attempts`, what sends equal ones
+once in `collapse`; every plan here holds an inner one and knows one thing more:
 
     AtKey         find the Region of a key, and find it anew when it moved        (single-key requests)
     AtEdge        the same for the first or last Region of a range                (pages of a scan)
@@ -25,8 +25,8 @@ from tikv_pd import TikvError, UndeterminedError
 from tikv_pd.lowlevel import Resp
 from tikv_region import EntryTooLarge, KeyRange, RegionCache, RegionEntry
 
-from tikv_rpc.attempts import RegionPlan
-from tikv_rpc.branches import Branches
+from tikv_rpc._plans.attempts import RegionPlan
+from tikv_rpc._plans.branches import Branches
 from tikv_rpc.call import Call
 from tikv_rpc.errors import RelocateError
 from tikv_rpc.request import Effect, Request

@@ -10,11 +10,11 @@ from tikv_pd.lowlevel import Resp
 from tikv_region import Redaction, RegionEntry, redact
 from tikv_region.redaction import redact_words
 
-from tikv_rpc.attempts import RoutePlan
+from tikv_rpc._plans.attempts import RoutePlan
+from tikv_rpc._plans.over_regions import Plan
+from tikv_rpc._stores.route import Route
 from tikv_rpc.call import Call
-from tikv_rpc.plan import Plan
 from tikv_rpc.request import Request
-from tikv_rpc.route import Route
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")

@@ -11,8 +11,8 @@ import attrs
 from tikv_pd.lowlevel import Resp
 from tikv_region import KeyRange, RegionCache, RegionEntry
 
+from tikv_rpc._plans.over_regions import Part, Splittable
 from tikv_rpc.call import Call
-from tikv_rpc.plan import Part, Splittable
 from tikv_rpc.request import Request
 
 

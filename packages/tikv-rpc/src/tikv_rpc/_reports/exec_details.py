@@ -11,7 +11,7 @@ from typing import Final
 
 import attrs
 
-from tikv_rpc.observer import OK, PD, AttemptReport, Execution, Operation, OperationReport, WaitReport
+from tikv_rpc._reports.observer import OK, PD, AttemptReport, Execution, Operation, OperationReport, WaitReport
 
 _COLLECTORS: ContextVar[tuple[ExecDetailsCollector, ...]] = ContextVar("exec_details_collectors", default=())
 _NOTHING: Final = Execution()

@@ -15,7 +15,7 @@ from typing import Final
 from tikv_region import Redaction
 from tikv_region.redaction import redact_key, shorten
 
-from tikv_rpc.observer import AttemptReport, Operation, OperationReport, WaitReport
+from tikv_rpc._reports.observer import AttemptReport, Operation, OperationReport, WaitReport
 
 LOGGER: Final = logging.getLogger("tikv_rpc.slow")
 """Where slow operations are logged, as warnings."""

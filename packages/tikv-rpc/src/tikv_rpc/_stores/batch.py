@@ -31,10 +31,10 @@ from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import Connection, Metadata, Stream, Transport, Waiter
 from tikv_proto import services, tikvpb
 
+from tikv_rpc._reports.stats import BatchStats as BatchStats
 from tikv_rpc.config import RpcConfig
 from tikv_rpc.errors import expired
 from tikv_rpc.request import batch_head
-from tikv_rpc.stats import BatchStats as BatchStats
 
 OnFeedback: TypeAlias = Callable[[int, int, int], None]
 """Takes what a store says of its own health: its id, the number of the message, its slow score from 1 to 100."""

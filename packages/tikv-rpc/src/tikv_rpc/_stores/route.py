@@ -8,10 +8,10 @@ from typing import Any, Final
 from tikv_proto import kvrpcpb
 from tikv_region import KeyCodec, RegionEntry, StoreEntry
 
+from tikv_rpc._stores.replicas import Access, Target
+from tikv_rpc._stores.store import StoreClient
 from tikv_rpc.options import RequestOptions, milliseconds
-from tikv_rpc.replicas import Access, Target
 from tikv_rpc.request import Effect, Request, field
-from tikv_rpc.store import StoreClient
 
 EXECUTION_SHARE: Final = 2 / 3
 """Part of an attempt's time within which a store must begin its work. Source: client-go, 20 s of a write's 30 s.

@@ -18,11 +18,11 @@ from tikv_pd.errors import RpcError
 from tikv_pd.lowlevel import BackgroundTasks, Metadata, Resp, Transport, Waiter
 from tikv_proto.services import Rpc
 
-from tikv_rpc.batch import BatchClient, OnFeedback
+from tikv_rpc._reports.stats import BatchStats
+from tikv_rpc._stores.batch import BatchClient, OnFeedback
+from tikv_rpc._stores.connection import RecycledConnection
 from tikv_rpc.config import RpcConfig
-from tikv_rpc.connection import RecycledConnection
 from tikv_rpc.request import Request
-from tikv_rpc.stats import BatchStats
 
 _FORWARDED_HOST: Final = "tikv-forwarded-host"
 """Metadata by which a store passes a request on to another. Source: TiKV server/service/kv.rs, client-go forwarding."""

@@ -24,9 +24,9 @@ from tikv_proto.services import Tikv
 from tikv_region import RegionCache, StoreEntry
 from tikv_region.health import TICK, Liveness
 
+from tikv_rpc._stores.liveness import ask_once, check
+from tikv_rpc._stores.slowness import Slowness
 from tikv_rpc.config import RpcConfig
-from tikv_rpc.liveness import ask_once, check
-from tikv_rpc.slowness import Slowness
 
 RESOLVE_INTERVAL: Final = 30.0
 """Seconds between two questions to PD for the address of a store that does not serve. Source: client-go."""

@@ -11,12 +11,12 @@ from tikv_pd import Address, ClosedError, ConfigError, PdClient, PdConfig, Secur
 from tikv_pd.lowlevel import Transport, map_hosts
 from tikv_region import KeyCodec, KeyspaceCodec, PlainCodec, RegionCache, RegionConfig, TxnV1Codec
 
+from tikv_rpc._plans.observed import ObservedRegionCache
+from tikv_rpc._reports.observer import RpcObserver
 from tikv_rpc.client import RpcClient
 from tikv_rpc.config import RpcConfig
 from tikv_rpc.frontend.arguments import as_addresses
 from tikv_rpc.intercept import Interceptor
-from tikv_rpc.observed import ObservedRegionCache
-from tikv_rpc.observer import RpcObserver
 
 Opened = TypeVar("Opened")
 Mode = Literal[b"r", b"x"]

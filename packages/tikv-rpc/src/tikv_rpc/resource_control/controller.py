@@ -20,7 +20,7 @@ import attrs
 from tikv_pd import ClosedError, ConfigError, Deadline, ResourceGroup, ResourceGroupChange, TokenRequest
 from tikv_pd.errors import TikvError
 
-from tikv_rpc.observer import CANCELLED, OK, TokenObserver, TokenRequestReport, TokenWaitReport
+from tikv_rpc._reports.observer import CANCELLED, OK, TokenObserver, TokenRequestReport, TokenWaitReport
 from tikv_rpc.resource_control.group import TARGET_PERIOD, TICK, GroupState
 from tikv_rpc.resource_control.settings import ControllerSettings, ResourceControlConfig, parse_settings
 from tikv_rpc.resource_control.source import TokenSource

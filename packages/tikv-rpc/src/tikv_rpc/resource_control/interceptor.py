@@ -12,8 +12,8 @@ from tikv_pd.lowlevel import BackgroundTasks
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv
 
+from tikv_rpc._reports.observer import TokenObserver
 from tikv_rpc.intercept import Attempt, Proceed
-from tikv_rpc.observer import TokenObserver
 from tikv_rpc.resource_control.charge import counters_of, response_info, written_bytes
 from tikv_rpc.resource_control.controller import TokenController
 from tikv_rpc.resource_control.cost import Access, RequestInfo
