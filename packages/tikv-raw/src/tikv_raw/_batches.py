@@ -7,17 +7,16 @@ key the later one is stored later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from typing import Final, Generic, TypeAlias
 
 import anyio
 import attrs
-from tikv_pd import TikvError
+from tikv_pd import TikvError, UndeterminedError
 from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
-from tikv_region import RegionEntry
-from tikv_rpc import Branches, Call, Collected, KeyWork, Plan, RegionPlan, Request
+from tikv_rpc import Branches, Call, Collected, KeyWork, Plan
 from tikv_rpc.frontend.sizes import PairSizes
 from tikv_rpc.frontend.turns import until_sent
 
@@ -42,7 +41,10 @@ class BatchOutcome:
     values: dict[bytes, bytes]
     """key → value of the keys found by `batch_get`; empty for writes."""
     failures: dict[bytes, TikvError]
-    """key → error of the keys that failed; for a write that may have happened it is an `UndeterminedError`."""
+    """key → error of the keys that failed; for a write that may have happened it is an `UndeterminedError`.
+
+    Of several pairs with one key it is about the last: an earlier one may have been stored.
+    """
 
 
 class Batch(Generic[Resp]):
@@ -70,7 +72,7 @@ class Batch(Generic[Resp]):
         self._is_kept = is_kept
         self._progress = progress
         self._failures: dict[bytes, TikvError] = {}
-        self._pairs_of: dict[KeyWork[Resp], int] = {}
+        self._under_way: dict[KeyWork[Resp], _UnderWay] = {}
         self._read = self._done = 0
 
     @property
@@ -81,14 +83,15 @@ class Batch(Generic[Resp]):
     @property
     def outcome(self) -> BatchOutcome:
         """What became of it."""
-        return BatchOutcome(self.found, self._failures)
+        # Of a key that was read twice, once in vain, the value is known.
+        return BatchOutcome(self.found, {key: error for key, error in self._failures.items() if key not in self.found})
 
     def windows(self) -> Iterator[KeyWork[Resp]]:
         """Yield the requests of window after window."""
         for window in self._windows:
             self._read += window.taken
             work = self._lower(window)
-            self._pairs_of[work] = window.taken
+            self._under_way[work] = _UnderWay(window.taken)
             yield work
 
     def take(self, window: KeyWork[Resp], part: Sequence[int], response: Resp) -> None:
@@ -97,19 +100,41 @@ class Batch(Generic[Resp]):
 
     def end(self, window: KeyWork[Resp], failures: Iterable[tuple[Sequence[int], TikvError]]) -> None:
         """Take what failed of a window that is done, at which positions."""
+        done = self._under_way.pop(window)
         for part, error in failures:
-            self._failures.update((window.keys[position], error) for position in part)
-        self._done += self._pairs_of.pop(window)
+            done.failures.update((window.keys[position], error) for position in part)
+        if self._failures or done.failures:
+            self._judge(window.keys, done.failures)
+        self._done += done.taken
         if self._progress is not None and self.refused is None:
             self._progress(self._done)
 
-    def _refuse(self, keys: Iterable[bytes], message: str) -> None:
+    def _judge(self, keys: Iterable[bytes], failures: Mapping[bytes, TikvError]) -> None:
+        """Take what failed of some keys: it counts more than what became of them in windows before."""
+        for key in keys:
+            # What is not known to be stored may be stored later than anything else.
+            if not isinstance(self._failures.get(key), UndeterminedError):
+                self._failures.pop(key, None)
+        for key, error in failures.items():
+            self._failures.setdefault(key, error)
+
+    def _refuse(self, window: KeyWork[Resp], keys: Iterable[bytes], message: str) -> None:
         """Take a store's refusal."""
         error = RawError(self._operation, message)
         if self._is_kept:
-            self._failures.update(dict.fromkeys(keys, error))
+            self._under_way[window].failures.update(dict.fromkeys(keys, error))
         else:
             self.refused = self.refused or error
+
+
+@attrs.define
+class _UnderWay:
+    """What is known of a window that is under way."""
+
+    taken: int
+    """Pairs that were read for it."""
+    failures: dict[bytes, TikvError] = attrs.field(factory=dict)
+    """key → what the store refused it for."""
 
 
 class WriteBatch(Batch[Resp]):
@@ -119,7 +144,7 @@ class WriteBatch(Batch[Resp]):
         """Look for a refusal."""
         message = refusal(response)
         if message:
-            self._refuse((window.keys[position] for position in part), message)
+            self._refuse(window, (window.keys[position] for position in part), message)
 
 
 class GetBatch(Batch[kvrpcpb.RawBatchGetResponse]):
@@ -155,7 +180,9 @@ class GetBatch(Batch[kvrpcpb.RawBatchGetResponse]):
     ) -> None:
         """Keep the pairs found."""
         self._sizes.learn(len(response.pairs), response.ByteSize())
-        found, decode = self.found, self._decode
+        # A key that cannot be decoded fails the answer as a whole.
+        found: dict[bytes, bytes] = {}
+        decode = self._decode
         for pair in response.pairs:
             value = pair.value
             # Only a pair without a value can be an error; asking each takes time.
@@ -163,9 +190,10 @@ class GetBatch(Batch[kvrpcpb.RawBatchGetResponse]):
                 message = pair.error.abort or str(pair.error).strip()
                 # Without a key it says that the request as a whole failed.
                 refused = [decode(pair.key)] if pair.key else [window.keys[position] for position in part]
-                self._refuse(refused, message)
+                self._refuse(window, refused, message)
             else:
                 found[decode(pair.key)] = value
+        self.found.update(found)
 
 
 @attrs.frozen
@@ -175,10 +203,8 @@ class Windowed(Generic[Resp]):
     While the last requests of a window are under way, the first of the next one are, too.
     """
 
-    regions: RegionPlan
-    """Sends a request."""
-    plan_of: Callable[[RegionPlan, Take[Resp]], Plan[KeyWork[Resp], Outcome[Resp]]]
-    """Returns the plan that does a window by sending requests so, and hands over each answer as it comes."""
+    plan_of: Callable[[Take[Resp], anyio.Semaphore | None], Plan[KeyWork[Resp], Outcome[Resp]]]
+    """Returns the plan that does a window and hands over each answer as it comes, sharing slots with other windows."""
     concurrency: int
     """Requests under way at a time, of all windows."""
 
@@ -189,15 +215,15 @@ class Windowed(Generic[Resp]):
         if first is None:
             return None
         if work.is_read:
-            await self._do(work, first, self.regions, call)
+            await self._do(work, first, None, call)
             return work.refused
-        under_way: list[_UnderWay] = []
+        under_way: list[_Mark] = []
         unreadable: Exception | None = None
-        regions = _Limited(self.regions, anyio.Semaphore(self.concurrency, fast_acquire=True))
+        slots = anyio.Semaphore(self.concurrency, fast_acquire=True)
 
-        async def do(window: KeyWork[Resp], mark: _UnderWay, branch: Call) -> None:
+        async def do(window: KeyWork[Resp], mark: _Mark, branch: Call) -> None:
             try:
-                await self._do(work, window, regions, branch)
+                await self._do(work, window, slots, branch)
             finally:
                 mark.done.set()
 
@@ -208,7 +234,7 @@ class Windowed(Generic[Resp]):
                     await under_way.pop(0).done.wait()
                 if branches.failures or work.refused:
                     break
-                under_way.append(_UnderWay(window.keys))
+                under_way.append(_Mark(window.keys))
                 branches.start(partial(do, window, under_way[-1]))
                 await until_sent(self.concurrency)
                 try:
@@ -218,27 +244,14 @@ class Windowed(Generic[Resp]):
                     break
         return work.refused or unreadable
 
-    async def _do(self, work: Batch[Resp], window: KeyWork[Resp], regions: RegionPlan, call: Call) -> None:
+    async def _do(self, work: Batch[Resp], window: KeyWork[Resp], slots: anyio.Semaphore | None, call: Call) -> None:
         """Do one window."""
-        outcome = await self.plan_of(regions, partial(work.take, window)).execute(window, call)
+        outcome = await self.plan_of(partial(work.take, window), slots).execute(window, call)
         work.end(window, outcome.failures)
 
 
-@attrs.frozen
-class _Limited:
-    """Sends requests while there are not too many under way."""
-
-    inner: RegionPlan
-    slots: anyio.Semaphore
-
-    async def execute(self, entry: RegionEntry, request: Request[Resp], call: Call) -> Resp:
-        """Send a request once one of the others has its answer."""
-        async with self.slots:
-            return await self.inner.execute(entry, request, call)
-
-
-class _UnderWay:
-    """A window under way."""
+class _Mark:
+    """Tells when a window is done, and what it is about."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self.done = anyio.Event()

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, TypeAlias
 
 import attrs
+from anyio import Semaphore
 from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv
@@ -83,17 +84,17 @@ class Opened:
         prefix = len(codec.encode_key(b""))
         limits = Limits(config.max_key_bytes - prefix, prefix, config.max_value_bytes, has_ttl=has_ttl)
 
-        def all_or_error(regions: RegionPlan, take: Take[Any]) -> Plan[KeyWork[Any], Outcome[Any]]:
-            return Merge(FanOut(regions, cache, concurrency, take), lambda answers: Collected(answers, []))
+        def all_or_error(take: Take[Any], slots: Semaphore | None) -> Plan[KeyWork[Any], Outcome[Any]]:
+            return Merge(FanOut(retry, cache, concurrency, take, slots), lambda answers: Collected(answers, []))
 
-        def each(regions: RegionPlan, take: Take[Any]) -> Plan[KeyWork[Any], Outcome[Any]]:
-            return Collect(regions, cache, concurrency, take)
+        def each(take: Take[Any], slots: Semaphore | None) -> Plan[KeyWork[Any], Outcome[Any]]:
+            return Collect(retry, cache, concurrency, take, slots)
 
         def batches() -> _BatchPlan[Any]:
-            return operation(rpc, Whole(Settle(Windowed(retry, all_or_error, concurrency))))
+            return operation(rpc, Whole(Settle(Windowed(all_or_error, concurrency))))
 
         def outcomes() -> _BatchPlan[Any]:
-            return operation(rpc, Whole(Windowed(retry, each, concurrency)))
+            return operation(rpc, Whole(Windowed(each, concurrency)))
 
         scan_ranges = ScanRanges(
             FanOut(retry, cache, concurrency), requests, sizes, config.scan_page, config.scan_bytes

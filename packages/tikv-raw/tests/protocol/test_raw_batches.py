@@ -10,13 +10,16 @@ from typing import Any
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
+from tikv_pd import Keyspace
 from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import Tikv
 from tikv_raw import (
     BatchOutcome,
     ClosedError,
+    CodecError,
     DeadlineExceeded,
     EntryTooLarge,
+    FlashbackInProgress,
     KeyTooLarge,
     RawClient,
     RawConfig,
@@ -437,3 +440,104 @@ async def test_pages_of_keys_alone_are_bounded_by_their_number(cluster: FakeClus
 
     assert found == [(key, b"") for key in keys(200)]
     assert [request.limit for request in cluster.requests(Tikv.RawScan)] == [150, 150]
+
+
+async def test_a_failure_of_one_window_tells_that_others_may_have_written(cluster: FakeCluster) -> None:
+    config = RawConfig(batch_keys=2, rpc=RpcConfig(concurrency=4))
+    refusal = kvrpcpb.RawBatchPutResponse(
+        region_error=errorpb.Error(FlashbackInProgress=errorpb.FlashbackInProgress(region_id=1))
+    )
+
+    async def refuse_the_first_window(request: kvrpcpb.RawBatchPutRequest, serve: Callable[[], Any]) -> Any:
+        written = [pair.key for pair in request.pairs]
+        if b"a000" in written:
+            await anyio.sleep(1)
+            return refusal
+        answer = await serve()
+        if b"a004" in written:
+            await anyio.sleep_forever()
+        return answer
+
+    async with RawClient(cluster.url, config=config, transport=cluster.transport) as client:
+        cluster.store(1).script(Tikv.RawBatchPut, refuse_the_first_window, times=math.inf)
+
+        with pytest.raises(UndeterminedError) as caught:
+            await client.batch_put(dict.fromkeys(keys(30), b"v"))
+
+    assert isinstance(caught.value.__cause__, FlashbackInProgress)
+    assert b"a000" not in cluster.data
+    assert b"a004" in cluster.data
+
+
+# --- one key in several windows, outcomes by key ----------------------------------------------------------------------
+
+
+async def test_the_last_pair_of_a_key_decides_whether_it_failed(cluster: FakeCluster, small: RawClient) -> None:
+    pairs = [(b"a000", b"first"), *((key, b"v") for key in keys(10)[1:]), (b"a000", b"last")]
+    cluster.store(1).answer_next(Tikv.RawBatchPut, kvrpcpb.RawBatchPutResponse(error="not today"))
+
+    outcome = await small.batch_put(pairs, on_error="return")
+
+    assert set(outcome.failures) == {b"a001"}
+    assert cluster.data[b"a000"] == b"last"
+
+
+async def test_a_write_of_which_nothing_is_known_stays_so_whatever_becomes_of_later_ones(
+    cluster: FakeCluster, small: RawClient
+) -> None:
+    unknown = errorpb.Error(undetermined_result=errorpb.UndeterminedResult(message="lost"))
+    pairs = [(b"a000", b"first"), *((key, b"v") for key in keys(10)[1:]), (b"a000", b"last")]
+
+    async def refuse(request: kvrpcpb.RawBatchPutRequest, serve: Callable[[], Any]) -> Any:
+        written = {pair.key: pair.value for pair in request.pairs}
+        if written.get(b"a000") == b"last":
+            return kvrpcpb.RawBatchPutResponse(error="not today")
+        answer = await serve()
+        return kvrpcpb.RawBatchPutResponse(region_error=unknown) if b"a000" in written else answer
+
+    cluster.store(1).script(Tikv.RawBatchPut, refuse, times=math.inf)
+
+    outcome = await small.batch_put(pairs, on_error="return", timeout=3.0)
+
+    assert {key: type(error) for key, error in outcome.failures.items()} == {
+        b"a000": UndeterminedError,
+        b"a001": UndeterminedError,
+    }
+
+
+async def test_a_key_that_was_read_once_has_its_value_whatever_becomes_of_another_read(
+    cluster: FakeCluster, small: RawClient
+) -> None:
+    for key in keys(10):
+        cluster.raw.put(key, b"v")
+    reads = 0
+
+    async def fail_later(request: kvrpcpb.RawBatchGetRequest, serve: Callable[[], Any]) -> Any:
+        nonlocal reads
+        reads += b"a000" in request.keys
+        if reads == 2:
+            return kvrpcpb.RawBatchGetResponse(pairs=[kvrpcpb.KvPair(error=kvrpcpb.KeyError(abort="broken block"))])
+        return await serve()
+
+    cluster.store(1).script(Tikv.RawBatchGet, fail_later, times=math.inf)
+
+    outcome = await small.batch_get([*keys(10), b"a000"], on_error="return")
+
+    assert reads == 2
+    assert outcome == BatchOutcome(dict.fromkeys(keys(10), b"v"), {})
+
+
+async def test_an_answer_with_a_foreign_key_fails_as_a_whole() -> None:
+    async with FakeCluster() as cluster:
+        cluster.pd.keyspaces["users"] = Keyspace(5, "users", "ENABLED")
+        async with RawClient(f"{cluster.url}?keyspaceName=users", transport=cluster.transport) as client:
+            await client.put(b"a", b"1")
+            foreign = kvrpcpb.RawBatchGetResponse(
+                pairs=[kvrpcpb.KvPair(key=b"r\x00\x00\x05a", value=b"1"), kvrpcpb.KvPair(key=b"b", value=b"2")]
+            )
+            cluster.store(1).answer_next(Tikv.RawBatchGet, foreign)
+
+            outcome = await client.batch_get([b"a", b"b"], on_error="return")
+
+    assert outcome.values == {}
+    assert {key: type(error) for key, error in outcome.failures.items()} == {b"a": CodecError, b"b": CodecError}

@@ -139,6 +139,41 @@ class TestKeys:
         assert max(when for when, _ in taken) >= 5
         assert (outcome if plan is FanOut else outcome.answers) == []
 
+    @pytest.mark.parametrize("plan", [FanOut, Collect])
+    async def test_what_waits_for_a_slot_has_no_request_yet_and_learns_of_splits(
+        self, cluster: FakeCluster, kv: Kv, plan: Any
+    ) -> None:
+        await kv.batch_put(PAIRS)
+        made = answered = most = moved = 0
+
+        def build(part: Any) -> Request[Any]:
+            nonlocal made, most
+            made += 1
+            most = max(most, made - answered)
+            message = kvrpcpb.RawBatchGetRequest(keys=[ALPHABET[position] for position in part])
+            return Request(Tikv.RawBatchGet, message, Effect.READ)
+
+        async def count(_message: Any, serve: Serve) -> Any:
+            nonlocal answered, moved
+            await anyio.sleep(1)
+            answer = await serve()
+            answered += 1
+            moved += answer.HasField("region_error")
+            return answer
+
+        cluster.store(1).script(Tikv.RawBatchGet, count, times=1000)
+        cluster.split(b"c", b"e")
+        slots = anyio.Semaphore(2)
+        fan_out = plan(kv.retry, kv.cache, 16, None, slots)
+        work = KeyWork(ALPHABET, build, 2, 1000, [1] * len(ALPHABET))
+
+        await fan_out.execute(work, kv.rpc.call("test", 60))
+
+        assert most == 2
+        assert slots.value == 2
+        # Only what was under way when the split came out had asked the Region as it was before.
+        assert 1 <= moved <= 2
+
     async def test_an_aligned_list_stays_aligned(self, cluster: FakeCluster, kv: Kv) -> None:
         rng = random.Random(5)
         pairs = {bytes([rng.randrange(97, 123), rng.randrange(256)]): b"%d" % number for number in range(300)}

@@ -7,7 +7,7 @@ import pytest
 from tikv_pd import BackoffExceeded, DeadlineExceeded
 from tikv_pd.backoff import REGION_MISS, TIKV_RPC
 from tikv_pd.errors import RpcError
-from tikv_rpc import Call, Totals, Waits
+from tikv_rpc import Branches, Call, Totals, Waits
 from tikv_rpc.call import FREE_RETRIES
 
 CAUSE = RpcError("tikv1:20160", "RawPut", "UNAVAILABLE", "")
@@ -99,4 +99,18 @@ async def test_a_branch_may_hide_the_outcome_of_the_whole() -> None:
     operation.join([clean, lossy, writing])
 
     assert operation.lost is CAUSE
+    assert operation.wrote
+
+
+async def test_a_cancelled_operation_still_learns_what_its_branches_wrote() -> None:
+    operation = call()
+
+    async def write(branch: Call) -> None:
+        branch.wrote = True
+        await anyio.sleep_forever()
+
+    with anyio.move_on_after(1):
+        async with Branches(operation) as branches:
+            branches.start(write)
+
     assert operation.wrote

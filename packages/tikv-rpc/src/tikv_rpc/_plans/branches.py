@@ -40,8 +40,11 @@ class Branches:
             self._fail(error)
             # A task group would wrap it.
             kind = error = traceback = None
-        await self._tasks.__aexit__(kind, error, traceback)
-        self._call.join(self._calls)
+        try:
+            await self._tasks.__aexit__(kind, error, traceback)
+        finally:
+            # Also of a cancelled operation, which may be a branch of another one, that still needs to know.
+            self._call.join(self._calls)
         if self.failures:
             raise self.failures[0]
 

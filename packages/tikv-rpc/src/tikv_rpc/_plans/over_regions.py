@@ -18,8 +18,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Generic, Protocol, TypeVar
 
+import anyio
 import attrs
 from tikv_pd import TikvError, UndeterminedError
 from tikv_pd.lowlevel import Resp
@@ -169,10 +171,12 @@ class FanOut(Generic[Part, Resp]):
     concurrency: int
     take: Callable[[Part, Resp], None] | None = None
     """Is given each answer as it comes; then none is returned."""
+    slots: anyio.Semaphore | None = None
+    """One is held while a piece is worked off: bounds what several executions have under way together."""
 
     async def execute(self, work: Splittable[Part, Resp], call: Call) -> list[tuple[Part, Resp]]:
         """Return the (piece, response) pairs, in no given order; the pieces make up the whole exactly once."""
-        run = _Run(self.inner, self.cache, self.concurrency, work, self.take)
+        run = _Run(self.inner, self.cache, self.concurrency, work, self.take, self.slots)
         await run.go(call)
         return run.answers
 
@@ -196,11 +200,13 @@ class Collect(Generic[Part, Resp]):
     concurrency: int
     take: Callable[[Part, Resp], None] | None = None
     """Is given each answer as it comes; then none is returned."""
+    slots: anyio.Semaphore | None = None
+    """One is held while a piece is worked off: bounds what several executions have under way together."""
 
     async def execute(self, work: Splittable[Part, Resp], call: Call) -> Collected[Part, Resp]:
         """Return what became of each piece."""
         failures: list[tuple[Part, TikvError]] = []
-        run = _Run(self.inner, self.cache, self.concurrency, work, self.take, failures)
+        run = _Run(self.inner, self.cache, self.concurrency, work, self.take, self.slots, failures)
         try:
             await run.go(call)
         except TikvError as error:
@@ -219,10 +225,12 @@ class _Run(Generic[Part, Resp]):
         concurrency: int,
         work: Splittable[Part, Resp],
         take: Callable[[Part, Resp], None] | None,
+        slots: anyio.Semaphore | None,
         failures: list[tuple[Part, TikvError]] | None = None,
     ) -> None:
         self.answers: list[tuple[Part, Resp]] = []
         self._take_answer = self._keep if take is None else take
+        self._slots = slots
         self._inner = inner
         self._cache = cache
         self._concurrency = concurrency
@@ -277,6 +285,11 @@ class _Run(Generic[Part, Resp]):
             self._failures.append((part, settled(error, branch)))
 
     async def _work_off(self, entry: RegionEntry, part: Part, call: Call) -> None:
+        # What waits for its turn has no request yet: those of large values take memory, and the Region may move.
+        async with self._slots or nullcontext():
+            await self._ask(entry, part, call)
+
+    async def _ask(self, entry: RegionEntry, part: Part, call: Call) -> None:
         if not entry.is_valid():
             # What moved this Region has often moved those of the pieces behind, too: learn it once, not from each.
             await self._split(part, call)
