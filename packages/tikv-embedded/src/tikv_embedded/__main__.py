@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             http=options.http,
             security=_security(options),
             split_keys=options.split_keys,
+            keyspaces=options.keyspaces,
             host=host,
             pd_port=port,
         )
@@ -132,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_split_keys,
         default=(),
         help=r"raw keys at which Regions begin; \xNN stands for a byte",
+    )
+    serve.add_argument(
+        "--keyspaces",
+        metavar="N1,N2,...",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="names of keyspaces besides DEFAULT, in mode v2",
     )
     return parser
 

@@ -20,8 +20,8 @@ import grpc.aio
 import pytest
 import trustme
 from tikv_embedded.engine import RocksEngine
-from tikv_proto import kvrpcpb, metapb, pdpb
-from tikv_proto.services import PD, Rpc, Tikv
+from tikv_proto import keyspacepb, kvrpcpb, metapb, pdpb
+from tikv_proto.services import PD, Keyspace, Rpc, Tikv
 
 COMMAND = [sys.executable, "-m", "tikv_embedded"]
 
@@ -207,6 +207,15 @@ async def test_the_options_decide_members_stores_mode_and_regions() -> None:
             assert 98 <= left.ttl <= 100
 
 
+async def test_keyspaces_are_there_from_the_beginning() -> None:
+    with Server("--api-version", "v2", "--keyspaces", "users,orders", "--stores", "1") as server:
+        async with connect(server) as client:
+            for name in ("DEFAULT", "users", "orders"):
+                request = keyspacepb.LoadKeyspaceRequest(header=client.header, name=name)
+                response = await call(client.pd, Keyspace.LoadKeyspace)(request)
+                assert (response.keyspace.name, response.keyspace.state) == (name, keyspacepb.ENABLED)
+
+
 def test_the_pd_address_may_be_chosen() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -239,6 +248,8 @@ def test_the_version_is_the_packages() -> None:
         (["serve", "--pd", "tikv://127.0.0.1:1"], "HOST:PORT"),
         (["serve", "--pd", "127.0.0.1:65535", "--pd-members", "3"], "65535"),
         (["serve", "--split-keys", "a,,b"], "empty key"),
+        (["serve", "--keyspaces", "users"], "keyspaces"),
+        (["serve", "--api-version", "v2", "--keyspaces", "users,,orders"], "keyspace"),
         (["serve", "--tls-cert", "server.pem"], "--tls-key"),
         (["serve", "--tls-cert", "missing.pem", "--tls-key", "missing.key"], "missing.pem"),
         (["serve", "--colour"], "--colour"),

@@ -9,6 +9,9 @@ from typing import ClassVar, Final
 
 import attrs
 
+_FINAL_CODES: Final = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION"})
+"""gRPC statuses that another attempt will meet as well."""
+
 
 class TikvError(Exception):
     """Root of every error this SDK raises, apart from TypeError for arguments of the wrong type."""
@@ -95,8 +98,6 @@ class UndeterminedError(TikvError):
 class RpcError(TikvError):
     """An RPC failed below the protocol: no connection, a broken stream, a status other than OK."""
 
-    retryable: ClassVar[bool] = True
-
     address: str
     """Whom it was sent to."""
     method: str
@@ -107,6 +108,11 @@ class RpcError(TikvError):
     """What gRPC says of it."""
     sent: bool = True
     """Whether the request may have reached the server: false only when it certainly did not."""
+
+    @property
+    def retryable(self) -> bool:  # type: ignore[override]  # of other errors it is a matter of the class
+        """Whether another attempt may do better: not if the server refuses or does not know the RPC."""
+        return self.code not in _FINAL_CODES
 
     def __str__(self) -> str:
         return f"{self.method} to {self.address} failed: {self.code} ({self.details})"

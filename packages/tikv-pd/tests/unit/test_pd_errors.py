@@ -29,6 +29,7 @@ ERRORS = [
     (BackoffExceeded("get", 40.25, 12), True, "get gave up after 12 waits of 40.2 s in all"),
     (UndeterminedError("put"), False, "the outcome of put is unknown"),
     (RpcError("tikv1:20160", "RawGet", "UNAVAILABLE", "refused"), True, "RawGet to tikv1:20160 failed: UNAVAILABLE"),
+    (RpcError("tikv1:20160", "RawGet", "PERMISSION_DENIED", "no"), False, "PERMISSION_DENIED (no)"),
     (PdError("GetStore", "UNKNOWN", "invalid store"), False, "PD refused GetStore: UNKNOWN (invalid store)"),
     (PdUnavailable((("pd1:2379", "refused"), ("pd2:2379", "late"))), True, "pd1:2379: refused; pd2:2379: late"),
     (ClusterMismatch(7, 8, "pd1:2379"), False, "pd1:2379 belongs to cluster 8, not 7"),

@@ -27,12 +27,15 @@ _PAIR_OVERHEAD = 16
 
 @attrs.frozen
 class CasResult:
-    """What a compare-and-swap found and did."""
+    """What a compare-and-swap found and did. True if it swapped."""
 
     swapped: bool
     """Whether the value was written."""
     previous: bytes | None
     """The value found, None when the key was missing."""
+
+    def __bool__(self) -> bool:
+        return self.swapped
 
 
 @attrs.frozen

@@ -68,7 +68,7 @@ def key_windows(
             window[key] = None
             taken += 1
             left -= len(key) + each
-            if left <= 0 or len(window) >= most:
+            if left <= 0 or taken >= most:
                 is_more = True
                 break
         if is_more and not is_checked:
@@ -111,7 +111,7 @@ def pair_windows(pairs: Any, ttl: int, span: Span, limits: Limits) -> Iterator[W
                 ttls.pop(key, None)
             taken += 1
             left -= len(key) + len(value)
-            if left <= 0 or len(values) >= most:
+            if left <= 0 or taken >= most:
                 is_more = True
                 break
         if is_more and not is_checked:

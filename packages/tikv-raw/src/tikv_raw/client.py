@@ -10,7 +10,7 @@ import attrs
 from tikv_pd import Address, SecurityConfig
 from tikv_pd.lowlevel import Transport
 from tikv_rpc import Interceptor, Priority, ReplicaRead, RequestOptions, RpcObserver, RpcStats
-from tikv_rpc.frontend.arguments import check_timeout
+from tikv_rpc.frontend.arguments import check_kind, check_timeout
 from tikv_rpc.frontend.session import Endpoint
 
 from tikv_raw._arguments import check_cf
@@ -92,6 +92,7 @@ class RawClient(RangeOperations):
             observers=observers,
             transport=transport,
         )
+        check_kind(config, RawConfig, "config")
         config = config if config is not None else RawConfig()
         is_v2 = endpoint.keyspace is not None
         defaults = Defaults(config.timeout, check_cf(cf, several=not is_v2), config.atomic, RequestOptions())

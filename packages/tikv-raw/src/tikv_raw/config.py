@@ -38,8 +38,8 @@ class RawConfig:
     scan_bytes: int = attrs.field(default=4 << 20, validator=[whole_number, positive])
     """Bytes of keys and values fetched at once by a scan, about.
 
-    Fewer pairs are asked for when those before were large. Stores know no such limit, so a page holds more where values
-    suddenly grow.
+    Fewer pairs are asked for when those before were large, in the first page of a scan, and after a page that took too
+    long. Stores know no such limit, so a page holds more where values suddenly grow.
     """
     max_key_bytes: int = attrs.field(default=8 << 10, validator=[whole_number, positive])
     """Longest key that may be written, under API v2 with its prefix of 4 bytes: `storage.max-key-size` of stores."""

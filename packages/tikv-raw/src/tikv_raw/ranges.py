@@ -10,7 +10,7 @@ from tikv_pd.lowlevel import as_bytes
 from tikv_proto import kvrpcpb
 from tikv_region import KeyRange
 from tikv_rpc import Call, Effect, Priority, ReplicaRead, Request
-from tikv_rpc.frontend.arguments import BytesLike, as_range, check_limit, check_timeout
+from tikv_rpc.frontend.arguments import BytesLike, as_range, check_flag, check_limit, check_timeout
 from tikv_rpc.frontend.paging import Page
 
 from tikv_raw._arguments import as_ranges, check_progress
@@ -68,6 +68,8 @@ class RangeOperations(BatchOperations):
         opened = self._session.opened or self._session.not_open()
         key_range = as_range(start, end, prefix)
         limit = check_limit(limit)
+        check_flag(reverse, "reverse")
+        check_flag(key_only, "key_only")
         cf_on_wire = self._cf_or(cf)
         if timeout is not None:
             timeout = check_timeout(timeout)
@@ -116,7 +118,13 @@ class RangeOperations(BatchOperations):
         Source: kvrpcpb.RawBatchScanRequest.
         """
         opened = self._session.opened or self._session.not_open()
-        order = ScanOrder(as_ranges(ranges), check_limit(each_limit), reverse, key_only, self._cf_or(cf))
+        order = ScanOrder(
+            as_ranges(ranges),
+            check_limit(each_limit),
+            check_flag(reverse, "reverse"),
+            check_flag(key_only, "key_only"),
+            self._cf_or(cf),
+        )
         return await opened.scan_ranges.execute(
             order, self._begin(opened, "batch_scan", timeout, priority, replica_read)
         )
@@ -156,7 +164,7 @@ class RangeOperations(BatchOperations):
         Source: kvrpcpb.RawDeleteRangeRequest.
         """
         key_range = KeyRange(as_bytes(start, "start"), as_bytes(end, "end"))
-        if not key_range.end and not everything:
+        if not check_flag(everything, "everything") and not key_range.end:
             raise ConfigError("delete_range without an end removes every key from start on; pass everything=True")
         await self._delete_range("delete_range", key_range, progress, cf, timeout, priority)
 
@@ -189,7 +197,7 @@ class RangeOperations(BatchOperations):
         Source: kvrpcpb.RawDeleteRangeRequest.
         """
         prefix = as_bytes(prefix, "prefix")
-        if not prefix and not everything:
+        if not check_flag(everything, "everything") and not prefix:
             raise ConfigError("delete_prefix with an empty prefix removes every key; pass everything=True")
         await self._delete_range("delete_prefix", as_range(b"", b"", prefix), progress, cf, timeout, priority)
 

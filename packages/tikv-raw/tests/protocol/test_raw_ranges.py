@@ -299,3 +299,19 @@ async def test_a_plugin_is_named_by_text(client: RawClient) -> None:
     with pytest.raises(TypeError, match="data must be bytes, not str"):
         await client.coprocessor("echo", "1", [], "data")  # type: ignore[arg-type]  # on purpose
     assert await client.coprocessor("echo", "1", []) == []
+
+
+async def test_words_are_no_flags(cluster: FakeCluster, client: RawClient) -> None:
+    before = dict(cluster.data)
+    wrong: Any = "no"
+
+    with pytest.raises(TypeError, match="everything must be True or False"):
+        await client.delete_range(b"", everything=wrong)
+    with pytest.raises(TypeError, match="everything must be True or False"):
+        await client.delete_prefix(b"a", everything=wrong)
+    with pytest.raises(TypeError, match="reverse must be True or False"):
+        client.scan(reverse=wrong)
+    with pytest.raises(TypeError, match="key_only must be True or False"):
+        await client.batch_scan([(b"", b"")], key_only=wrong)
+
+    assert cluster.data == before

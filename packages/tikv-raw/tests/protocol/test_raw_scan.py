@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -328,11 +328,13 @@ async def test_closing_ends_the_wait_of_another_task(cluster: FakeCluster, clien
     async def take_all() -> None:
         found.extend(await collect(scan))
 
+    began = anyio.current_time()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(take_all)
         await anyio.sleep(1.0)
         await scan.aclose()
 
+    assert anyio.current_time() - began == pytest.approx(1.0)
     assert found == list(PAIRS.items())[: 5 if ahead else 0]
 
 
@@ -380,3 +382,40 @@ async def test_tasks_that_share_a_scan_get_each_pair_once(client: RawClient) -> 
             tasks.start_soon(take)
 
     assert sorted(found) == list(PAIRS.items())
+
+
+# --- how much is asked for --------------------------------------------------------------------------------------------
+
+
+async def test_the_first_page_is_small_whatever_scans_before_have_seen(cluster: FakeCluster) -> None:
+    for number in range(2000):
+        cluster.raw.put(b"k%04d" % number, b"v")
+    async with RawClient(cluster.url, transport=cluster.transport) as client:
+        for _ in range(3):
+            cluster.log.clear()
+            found = await collect(client.scan(b"k", b"l"))
+
+    assert len(found) == 2000
+    assert [limit for _, limit in pages(cluster)][:3] == [256, 1024, 1024]
+
+
+async def test_after_a_page_that_took_too_long_less_is_asked_for(cluster: FakeCluster) -> None:
+    for number in range(300):
+        cluster.raw.put(b"k%04d" % number, b"v")
+
+    async def take_long(request: kvrpcpb.RawScanRequest, serve: Callable[[], Any]) -> Any:
+        await anyio.sleep(0.01 * request.limit)
+        return await serve()
+
+    async with RawClient(cluster.url, transport=cluster.transport) as client:
+        await collect(client.scan(b"k", b"l"))
+        cluster.store(1).script(Tikv.RawScan, take_long, times=math.inf)
+        cluster.log.clear()
+        async with client.scan(b"k", b"l", timeout=0.5) as scan:
+            for _ in range(2):
+                with pytest.raises(DeadlineExceeded):
+                    await anext(scan)
+
+            assert await anext(scan) == (b"k0000", b"v")
+
+    assert list(dict.fromkeys(limit for _, limit in pages(cluster)))[:3] == [256, 64, 16]

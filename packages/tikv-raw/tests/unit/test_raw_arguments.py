@@ -8,11 +8,11 @@ from typing import Any
 import attrs
 import pytest
 from hypothesis import given, strategies as st
-from tikv_raw import ConfigError, KeyTooLarge, ValueTooLarge
+from tikv_raw import CasResult, ConfigError, KeyTooLarge, RawClient, ValueTooLarge
 from tikv_raw._arguments import Limits, as_ranges, check_cf, check_on_error, check_progress, check_ttl
 from tikv_raw._windows import Span, key_windows, pair_windows
 from tikv_region import KeyRange
-from tikv_rpc.frontend.arguments import as_key, as_range, check_limit, check_timeout
+from tikv_rpc.frontend.arguments import as_key, as_range, check_flag, check_limit, check_timeout
 
 SPAN = Span(request_keys=100, request_bytes=1000, concurrency=1)
 LIMITS = Limits(max_key=8, key_prefix=0, max_value=16, has_ttl=True)
@@ -254,3 +254,30 @@ def test_progress_is_told_to_a_function() -> None:
     check_progress(print)
     with pytest.raises(TypeError, match="progress must be a function, not int"):
         check_progress(1)
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_a_flag_is_true_or_false(value: Any) -> None:
+    with pytest.raises(TypeError, match="reverse must be True or False"):
+        check_flag(value, "reverse")
+
+
+def test_a_swap_is_true_if_it_swapped() -> None:
+    assert CasResult(swapped=True, previous=None)
+    assert not CasResult(swapped=False, previous=b"other")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"config": {}}, TypeError, "config must be a RawConfig, not dict"),
+        ({"security": "ca.pem"}, TypeError, "security must be a SecurityConfig, not str"),
+        ({"observers": [5]}, TypeError, "an observer must have a method `begin`"),
+        ({"keyspace": ""}, ConfigError, "keyspace must be a name"),
+    ],
+)
+def test_what_a_client_cannot_work_with_is_refused_at_once(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        RawClient("127.0.0.1:2379", **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import chain, repeat
 
 import pytest
 from hypothesis import given, strategies as st
@@ -57,6 +57,16 @@ def test_the_first_of_several_windows_is_small(kind: Callable[[list[bytes]], Ite
     windows = key_windows(kind([b"%d" % number for number in range(200)]), span, as_key, int)
 
     assert [window.taken for window in windows] == [20, 80, 80, 20]
+
+
+def test_pairs_of_no_size_and_of_one_key_fill_a_window_too() -> None:
+    span = Span(request_keys=10, request_bytes=1 << 20, concurrency=8)
+
+    keys = key_windows(repeat(b""), span, as_key, int)
+    pairs = pair_windows(repeat((b"", b"")), 0, span, LIMITS)
+
+    assert [next(keys).taken, next(keys).taken] == [20, 80]
+    assert [next(pairs).taken, next(pairs).taken] == [20, 80]
 
 
 def test_what_fits_one_window_is_one() -> None:

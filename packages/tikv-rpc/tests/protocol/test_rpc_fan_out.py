@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from tikv_pd.errors import RpcError
 from tikv_proto import errorpb, kvrpcpb
 from tikv_proto.services import Tikv
 from tikv_region import EntryTooLarge, KeyRange
-from tikv_rpc import Collect, Effect, FanOut, KeyWork, Merge, Request, RetryRegion, RpcConfig, dispatch
+from tikv_rpc import Collect, Effect, FanOut, KeyWork, Merge, Request, RetryRegion, RpcConfig, Settle, dispatch
 from tikv_rpc.testing import FakeCluster, Serve
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ PAIRS = {key: key * 2 for key in ALPHABET}
 def acknowledged(cluster: FakeCluster, rpc: Any = Tikv.RawBatchPut) -> Counter[bytes]:
     """Count how often each key was in a request."""
     return Counter(pair.key for message in cluster.requests(rpc) for pair in message.pairs)
+
+
+def _no_request(_part: Any) -> Request[Any]:
+    raise AssertionError("nothing is asked for")
 
 
 async def tell_pd_later(cluster: FakeCluster) -> None:
@@ -173,6 +179,32 @@ class TestKeys:
         assert slots.value == 2
         # Only what was under way when the split came out had asked the Region as it was before.
         assert 1 <= moved <= 2
+
+    async def test_nothing_is_sent_once_time_is_up(self, kv: Kv) -> None:
+        await kv.get(b"a")
+        call = kv.rpc.call("test", 1)
+        work = KeyWork([b"a"], _no_request, 5, 1000, [1])
+        await anyio.sleep(2)
+
+        with pytest.raises(DeadlineExceeded):
+            await Settle(kv.fan_out).execute(work, call)
+
+    async def test_work_is_freed_as_soon_as_it_is_done(self, kv: Kv) -> None:
+        def build(part: Any) -> Request[Any]:
+            message = kvrpcpb.RawBatchGetRequest(keys=[ALPHABET[position] for position in part])
+            return Request(Tikv.RawBatchGet, message, Effect.READ)
+
+        work = KeyWork(ALPHABET, build, 5, 1000, [1] * len(ALPHABET))
+        kept = weakref.ref(work)
+        gc.disable()
+        try:
+            await kv.fan_out.execute(work, kv.rpc.call("test", 30))
+            del work
+
+            # Else values of long batches would stay until the cyclic collector comes.
+            assert kept() is None
+        finally:
+            gc.enable()
 
     async def test_an_aligned_list_stays_aligned(self, cluster: FakeCluster, kv: Kv) -> None:
         rng = random.Random(5)

@@ -11,7 +11,7 @@ import attrs
 from tikv_pd import Address, ConfigError, Deadline, SecurityConfig, Timestamp
 from tikv_pd.lowlevel import Transport
 from tikv_rpc import Interceptor, RequestOptions, RpcObserver, RpcStats
-from tikv_rpc.frontend.arguments import check_timeout
+from tikv_rpc.frontend.arguments import check_kind, check_timeout
 from tikv_rpc.frontend.session import Endpoint
 
 from tikv_txn._arguments import AnyTimestamp, as_start_ts, as_ts, check_options, check_staleness
@@ -94,6 +94,7 @@ class TransactionClient:
             observers=observers,
             transport=transport,
         )
+        check_kind(config, TxnConfig, "config")
         self._session = TxnSession(endpoint, config if config is not None else TxnConfig())
 
     async def __aenter__(self) -> Self:

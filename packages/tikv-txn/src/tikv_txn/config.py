@@ -39,8 +39,8 @@ class TxnConfig:
     scan_bytes: int = attrs.field(default=4 << 20, validator=_count)
     """Bytes of keys and values fetched at once by a scan, about.
 
-    Fewer pairs are asked for when those before were large. Stores know no such limit, so a page holds more where values
-    suddenly grow.
+    Fewer pairs are asked for when those before were large, in the first page of a scan, and after a page that took too
+    long. Stores know no such limit, so a page holds more where values suddenly grow.
     """
     batch_get_keys: int = attrs.field(default=5120, validator=_count)
     """Keys in one request of `batch_get` at most. Source: client-go batchGetSize."""

@@ -9,7 +9,7 @@ from tikv_pd import LATEST, ConfigError, Timestamp
 from tikv_region import KeyRange
 from tikv_region.flight import SingleFlight
 from tikv_rpc import Call, Isolation, RequestOptions, ResolveLocks
-from tikv_rpc.frontend.arguments import BytesLike, as_items, as_key, as_range, check_limit, check_timeout
+from tikv_rpc.frontend.arguments import BytesLike, as_items, as_key, as_range, check_flag, check_limit, check_timeout
 from tikv_rpc.frontend.paging import Page
 from tikv_rpc.frontend.sizes import PairSizes
 
@@ -214,7 +214,7 @@ class Snapshot:
         """
         key_range = as_range(start, end, prefix)
         limit = check_limit(limit)
-        order = ScanOrder(reverse, key_only, _check_step(sample_step))
+        order = ScanOrder(check_flag(reverse, "reverse"), check_flag(key_only, "key_only"), _check_step(sample_step))
         if timeout is not None:
             timeout = check_timeout(timeout)
         # Fails where nothing can be read any more.

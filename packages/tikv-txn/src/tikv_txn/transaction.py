@@ -14,7 +14,16 @@ from tikv_pd import ClosedError, ConfigError, Deadline, Timestamp, UndeterminedE
 from tikv_pd.lowlevel import as_bytes
 from tikv_region import KeyRange
 from tikv_rpc import Call
-from tikv_rpc.frontend.arguments import BytesLike, as_items, as_key, as_pair_items, as_range, check_limit, check_timeout
+from tikv_rpc.frontend.arguments import (
+    BytesLike,
+    as_items,
+    as_key,
+    as_pair_items,
+    as_range,
+    check_flag,
+    check_limit,
+    check_timeout,
+)
 
 from tikv_txn._buffer import Assertion, Buffer, Entry, Limits
 from tikv_txn._commit.mutations import Mutations
@@ -230,6 +239,8 @@ class Transaction:
         Source: kvrpcpb.ScanRequest.
         """
         self._active()
+        check_flag(reverse, "reverse")
+        check_flag(key_only, "key_only")
         if timeout is not None:
             timeout = check_timeout(timeout)
 

@@ -29,8 +29,6 @@ from tikv_rpc.intercept import Attempt, Interceptor, Proceed
 from tikv_rpc.options import ReplicaRead
 from tikv_rpc.request import Effect, Request
 
-_FINAL_CODES: Final = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION"})
-"""Statuses that another attempt will meet as well."""
 _WRONG_CLUSTER: Final = "INVALID_ARGUMENT"
 """The store belongs to another cluster: its address was given away. It refuses all this client sends, before it looks
 at anything else. Source: TiKV server/service/kv.rs, the check of Context.cluster_id."""
@@ -224,7 +222,7 @@ class RetryRegion:
             call.lost = error
             if effect is Effect.ONCE:
                 raise UndeterminedError(call.operation) from error
-        if error.code in _FINAL_CODES:
+        if not error.retryable:
             raise error
         if self.rpc.closed:
             raise ClosedError("client") from error

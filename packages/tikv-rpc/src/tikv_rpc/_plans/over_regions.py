@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import anyio
@@ -229,8 +230,9 @@ class _Run(Generic[Part, Resp]):
         failures: list[tuple[Part, TikvError]] | None = None,
     ) -> None:
         self.answers: list[tuple[Part, Resp]] = []
-        self._take_answer = self._keep if take is None else take
+        self._hand_over = take
         self._slots = slots
+        self._running = 0
         self._inner = inner
         self._cache = cache
         self._concurrency = concurrency
@@ -249,27 +251,25 @@ class _Run(Generic[Part, Resp]):
 
     async def _branch_out(self, call: Call) -> None:
         """Work the pieces off in as many tasks as there are pieces, up to the limit."""
-        running = 0
-
-        def recruit() -> None:
-            nonlocal running
-            if self._pieces and running < self._concurrency:
-                running += 1
-                branches.start(work_off)
-
-        async def work_off(branch: Call) -> None:
-            nonlocal running
-            try:
-                while self._pieces and not branches.failures:
-                    piece = self._pieces.popleft()
-                    # One task starts the next, so that the first requests are on their way while others are made.
-                    recruit()
-                    await self._take(piece, branch)
-            finally:
-                running -= 1
-
         async with Branches(call) as branches:
-            recruit()
+            self._recruit(branches)
+
+    def _recruit(self, branches: Branches) -> None:
+        # Not a function within a function: such ones refer to each other, and what they know, values of batches, would
+        # be freed by the cyclic collector only.
+        if self._pieces and self._running < self._concurrency:
+            self._running += 1
+            branches.start(partial(self._work_pieces_off, branches))
+
+    async def _work_pieces_off(self, branches: Branches, branch: Call) -> None:
+        try:
+            while self._pieces and not branches.failures:
+                piece = self._pieces.popleft()
+                # One task starts the next, so that the first requests are on their way while others are made.
+                self._recruit(branches)
+                await self._take(piece, branch)
+        finally:
+            self._running -= 1
 
     async def _take(self, piece: tuple[RegionEntry, Part, Call | None], call: Call) -> None:
         """Work one piece off, or put others in its place."""
@@ -290,6 +290,7 @@ class _Run(Generic[Part, Resp]):
             await self._ask(entry, part, call)
 
     async def _ask(self, entry: RegionEntry, part: Part, call: Call) -> None:
+        call.check(call.cause)
         if not entry.is_valid():
             # What moved this Region has often moved those of the pieces behind, too: learn it once, not from each.
             await self._split(part, call)
@@ -301,10 +302,10 @@ class _Run(Generic[Part, Resp]):
             await self._split(part, call)
             return
         call.wrote = call.wrote or request.effect is not Effect.READ
-        self._take_answer(part, response)
-
-    def _keep(self, part: Part, response: Resp) -> None:
-        self.answers.append((part, response))
+        if self._hand_over is None:
+            self.answers.append((part, response))
+        else:
+            self._hand_over(part, response)
 
     async def _split(self, part: Part, call: Call) -> None:
         for entry, piece in await self._work.split(part, self._cache, call):

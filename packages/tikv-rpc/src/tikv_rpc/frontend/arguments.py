@@ -18,6 +18,8 @@ def as_addresses(address: Address, keyspace: str | None) -> tuple[tuple[str, ...
     parsed = parse_address(address)
     if keyspace is not None and not isinstance(keyspace, str):
         raise TypeError(f"keyspace must be a str, not {type(keyspace).__name__}")
+    if keyspace == "":
+        raise ConfigError("keyspace must be a name; leave it out for API v1, or for DEFAULT of API v2")
     if keyspace is not None and parsed.keyspace is not None and keyspace != parsed.keyspace:
         raise ConfigError(f"the address names keyspace {parsed.keyspace!r}, the argument {keyspace!r}")
     return parsed.endpoints, keyspace if keyspace is not None else parsed.keyspace
@@ -54,6 +56,19 @@ def as_range(start: Any, end: Any, prefix: Any = None) -> KeyRange:
     if start or end:
         raise ConfigError("pass either a prefix or start and end, not both")
     return prefix_range(as_bytes(prefix, "prefix"))
+
+
+def check_flag(value: bool, name: str) -> bool:
+    """Refuse what is not True or False: a truthy word such as "no" would be taken for the contrary."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
+    return value
+
+
+def check_kind(value: Any, kind: type[Any], name: str) -> None:
+    """Refuse what is something else, unless it is None."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
 
 
 def check_limit(limit: int | None) -> int | None:

@@ -5,18 +5,25 @@ A page is asked for before the one before it is read: whoever consumes pairs tha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cached_property
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import anyio
 import attrs
-from tikv_pd import ClosedError, TikvError
+from tikv_pd import ClosedError, DeadlineExceeded, TikvError
 from tikv_region import KeyRange
 
 from tikv_rpc.client import RpcClient
 from tikv_rpc.frontend.turns import until_sent
+
+_FIRST: Final = 256
+"""Pairs in the first page of a scan at most: they tell how large the others are, and may be much larger than those of
+scans before. Client-go asks for as many unless it is told otherwise."""
+_LESS: Final = 4
+"""How many times less is asked for after a page that took too long."""
 
 
 @attrs.frozen
@@ -122,6 +129,8 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
         # A page at hand, and what was to be scanned before it.
         self._unread: tuple[Page, KeyRange | None, int | None] | None = None
         self._ahead: _Ahead | None = None
+        self._fetching: anyio.CancelScope | None = None
+        self._most = _FIRST
 
     def __aiter__(self) -> Self:
         return self
@@ -146,6 +155,8 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
         self._rest = None
         self._pairs = iter(())
         self._unread = None
+        if self._fetching is not None:
+            self._fetching.cancel()
         self._stop_ahead()
 
     async def __aenter__(self) -> Self:
@@ -208,15 +219,26 @@ class PagedScan(AsyncIterator[tuple[bytes, bytes]]):
         if ahead is not None and ahead.error is not None:
             raise ahead.error
         if page is None:
-            page = await self._fetcher(self._rest)()
-            if self._rest is None:
+            with anyio.CancelScope() as self._fetching:
+                page = await self._fetcher(self._rest)()
+            if page is None or self._rest is None:
                 raise StopAsyncIteration  # It was closed meanwhile.
             if self._rpc.closed:
                 raise ClosedError(self._client)
         return page
 
     def _fetcher(self, rest: KeyRange) -> Callable[[], Awaitable[Page]]:
-        limit = self._page_pairs()
+        limit = min(self._page_pairs(), self._most)
         if self._left is not None:
             limit = min(limit, self._left)
-        return lambda: self._fetch(rest, limit)
+
+        async def fetch() -> Page:
+            try:
+                page = await self._fetch(rest, limit)
+            except DeadlineExceeded:
+                self._most = max(limit // _LESS, 1)
+                raise
+            self._most = sys.maxsize
+            return page
+
+        return fetch

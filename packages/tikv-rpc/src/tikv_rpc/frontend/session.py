@@ -15,7 +15,7 @@ from tikv_rpc._plans.observed import ObservedRegionCache
 from tikv_rpc._reports.observer import RpcObserver
 from tikv_rpc.client import RpcClient
 from tikv_rpc.config import RpcConfig
-from tikv_rpc.frontend.arguments import as_addresses
+from tikv_rpc.frontend.arguments import as_addresses, check_kind
 from tikv_rpc.intercept import Interceptor
 
 Opened = TypeVar("Opened")
@@ -69,6 +69,13 @@ class Endpoint:
             ConfigError, TypeError: an argument can never work.
         """
         addresses, keyspace = as_addresses(address, keyspace)
+        check_kind(security, SecurityConfig, "security")
+        observers = tuple(observers)
+        for observer in observers:
+            if not callable(getattr(observer, "begin", None)):
+                raise TypeError(
+                    f"an observer must have a method `begin`, as RpcObserver; {type(observer).__name__} has none"
+                )
         if api_version is None:
             api_version = "v1" if keyspace is None else "v2"
         if api_version not in versions:
@@ -76,7 +83,7 @@ class Endpoint:
         if keyspace is not None and api_version != "v2":
             raise ConfigError(f"a keyspace needs api_version='v2', not {api_version!r}")
         name = (keyspace or "DEFAULT") if api_version == "v2" else None
-        return cls(addresses, name, security, tuple(interceptors), tuple(observers), transport)
+        return cls(addresses, name, security, tuple(interceptors), observers, transport)
 
 
 @attrs.frozen
