@@ -25,7 +25,7 @@ from tikv_proto.services import Rpc
 from tikv_pd._tls import MaterialOnDisk
 from tikv_pd.channel import ChannelConfig, channel_arguments
 from tikv_pd.config import SecurityConfig
-from tikv_pd.errors import RpcError
+from tikv_pd.errors import ConfigError, RpcError
 from tikv_pd.lowlevel import Metadata, Req, Resp, Waiter
 
 _SETTLED: Final = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.SHUTDOWN)
@@ -50,8 +50,18 @@ class GrpcTransport:
         self._streams: WeakSet[GrpcStream[Any, Any]] = WeakSet()
 
     def connect(self, address: str, *, channel: int = 0) -> GrpcConnection:
-        """Return a connection to `address`. Nothing is dialed before its first use."""
+        """Return a connection to `address`. Nothing is dialed before its first use.
+
+        Raises:
+            ConfigError: asyncio does not run here.
+        """
         del channel
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigError(
+                "gRPC knows no event loop but asyncio's; under trio use the blocking client, in a thread"
+            ) from None
         return GrpcConnection(address, self._config, self._material, self._streams)
 
     now = staticmethod(time.monotonic)

@@ -7,14 +7,16 @@ import gc
 import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import anyio
 import grpc
 import grpc.aio
 import pytest
-from tikv_pd import PdClient, PdConfig, PdUnavailable, RpcError, Store
+from tikv_pd import ConfigError, PdClient, PdConfig, PdUnavailable, RpcError, Store
 from tikv_pd.grpc_transport import GrpcConnection, GrpcTransport
 from tikv_pd.testing import FakePd, Handlers, MemoryTransport
 from tikv_proto import pdpb
@@ -448,3 +450,16 @@ async def test_closing_a_connection_does_not_wait_for_the_streams_of_others(port
     assert anyio.current_time() < started + 0.05
     stream.cancel()
     await kept.aclose()
+
+
+def test_trio_is_told_that_grpc_knows_asyncio_only() -> None:
+    async def main() -> None:
+        async with PdClient("127.0.0.1:2379"):
+            pass
+
+    # A loop of asyncio runs in the thread of the test.
+    with (
+        ThreadPoolExecutor(1) as other_thread,
+        pytest.raises(ConfigError, match="gRPC knows no event loop but asyncio's"),
+    ):
+        other_thread.submit(partial(anyio.run, main, backend="trio")).result()
