@@ -876,6 +876,18 @@ class TestRecovery:
         assert len(line.streams) == 2
         assert client.is_down
 
+    async def test_what_it_refused_to_others_is_no_answer_to_calls_it_has_not_seen(self, line: Line) -> None:
+        client = line.open()
+        line.failure = fail("PERMISSION_DENIED", "who are you?")
+        for _ in range(2):
+            (refused,) = await line.ask(client, b"a")
+            assert await refused.failure() == ("PERMISSION_DENIED", True)
+
+        (asked,) = await line.ask(client, b"b")
+
+        assert await asked.failure() == ("UNAVAILABLE", False)
+        assert "who are you?" in str(asked.error)
+
     async def test_and_asked_again_after_it(self, line: Line) -> None:
         client = line.open()
         await self.break_twice(line, client)

@@ -254,6 +254,10 @@ class BatchClient:
             # The layers above may know another store; this one is not asked for a while.
             until = self._transport.now() + TIKV_RPC.delay(self._fruitless - 2, _RNG)
             self._down_until = until
+            if not failure.retryable:
+                # What the store refused to others is no answer to calls that it has not seen.
+                refused, failure = failure, RpcError(failure.address, failure.method, "UNAVAILABLE", str(failure))
+                failure.__cause__ = refused
             while (left := until - self._transport.now()) > 0:
                 self._fail_all(failure)
                 with anyio.move_on_after(left):
