@@ -13,6 +13,7 @@ import threading
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from tikv_pd import ClosedError, ConfigError
+from tikv_rpc.frontend.callers import in_callers_thread, while_reading
 from tikv_rpc.frontend.portal import Pages, Portal
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
@@ -381,6 +383,355 @@ def run_ignoring_threads(program: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0
     return done.stdout
+
+
+# --- what the calling thread does -------------------------------------------------------------------------------------
+
+
+def test_what_a_caller_passed_runs_in_the_thread_that_called() -> None:
+    local = threading.local()
+    local.name = "mine"
+
+    async def call(client: Client) -> list[object]:
+        await client.echo(1)
+        return [await in_callers_thread(lambda: local.name), await in_callers_thread(threading.get_ident)]
+
+    with Opened() as client:
+        assert client.portal.call(call, client) == ["mine", threading.get_ident()]
+        assert client.portal.call(call, client) == ["mine", threading.get_ident()]
+
+
+def test_without_a_portal_it_runs_in_the_task() -> None:
+    async def call() -> int:
+        return await in_callers_thread(lambda: id(asyncio.current_task())) - id(asyncio.current_task())
+
+    assert asyncio.run(call()) == 0
+
+
+def test_plain_collections_are_read_at_once_and_all_else_in_the_thread_that_called() -> None:
+    class Rows(list[int]):
+        """What may do anything when it is read."""
+
+    async def call(items: object) -> int:
+        return await while_reading(items, threading.get_ident)
+
+    with Opened() as client:
+        sources: list[object] = [[], (), {}, set(), {"a": 1}.keys(), Rows(), iter([])]
+        threads = [client.portal.call(call, items) for items in sources]
+
+    here = threading.get_ident()
+    assert [thread == here for thread in threads] == [False, False, False, False, False, True, True]
+
+
+def test_errands_of_several_tasks_run_one_after_the_other() -> None:
+    ran: list[int] = []
+
+    async def ask(number: int) -> None:
+        for turn in range(3):
+            await in_callers_thread(partial(ran.append, 10 * turn + number))
+
+    async def call() -> None:
+        async with anyio.create_task_group() as tasks:
+            for number in range(4):
+                tasks.start_soon(ask, number)
+
+    with Opened() as client:
+        client.portal.call(call)
+
+    assert ran == [10 * turn + number for turn in range(3) for number in range(4)]
+
+
+def test_an_errand_may_call_the_portal_again_and_again() -> None:
+    with Opened() as client:
+
+        async def call(depth: int) -> int:
+            await anyio.lowlevel.checkpoint()
+            if depth == 0:
+                return 0
+            below: int = await in_callers_thread(lambda: client.portal.call(call, depth - 1))
+            return below + 1
+
+        assert client.portal.call(call, 4) == 4
+
+
+def test_the_loop_serves_other_threads_during_an_errand() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        begun.set()
+        return go_on.wait(10)
+
+    with Opened() as client, ThreadPoolExecutor(1) as thread:
+        slow = thread.submit(client.portal.call, in_callers_thread, wait)
+        assert begun.wait(10)
+
+        assert client.portal.call(client.echo, 5) == 5
+
+        assert not slow.done()
+        go_on.set()
+        assert slow.result(10)
+
+
+def test_many_threads_do_errands_at_once() -> None:
+    def call(number: int) -> bool:
+        async def ask() -> int:
+            thread: int = await in_callers_thread(lambda: client.portal.call(in_callers_thread, threading.get_ident))
+            return thread + number
+
+        return client.portal.call(ask) == threading.get_ident() + number
+
+    with Opened() as client, ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(call, range(2_000)))
+
+
+def test_an_errand_that_fails_fails_where_it_was_asked_for() -> None:
+    def fail() -> None:
+        raise MineError("kept", 7)
+
+    async def call() -> tuple[object, ...]:
+        with pytest.raises(MineError) as caught:
+            await in_callers_thread(fail)
+        return caught.value.args
+
+    with Opened() as client:
+        assert client.portal.call(call) == ("kept", 7)
+
+
+def test_an_errand_that_fails_leaves_nothing_behind() -> None:
+    def fail() -> None:
+        raise MineError
+
+    with Opened() as client:
+        gc.disable()
+        try:
+            with pytest.raises(MineError) as caught:
+                client.portal.call(in_callers_thread, fail)
+            error = weakref.ref(caught.value)
+            del caught
+            client.portal.call(client.echo, 1)
+            assert error() is None
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+def test_an_errand_that_ends_its_thread_ends_the_call(kind: type[BaseException]) -> None:
+    def leave() -> None:
+        raise kind
+
+    async def call(client: Client) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.hang)
+            await anyio.to_thread.run_sync(client.waiting.wait)
+            try:
+                await in_callers_thread(leave)
+            finally:
+                client.events.append("asker cancelled")
+
+    with Opened() as client:
+        with pytest.raises(kind):
+            client.portal.call(call, client)
+
+        assert client.portal.call(client.echo, 3) == 3
+        assert sorted(client.events) == ["asker cancelled", "cancelled", "open"]
+
+
+def test_ctrl_c_in_an_errand_leaves_the_portal_usable() -> None:
+    begun = threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        while not threading.Event().wait(0.01):  # A signal that comes just before the wait does not end it.
+            pass
+
+    with Opened() as client:
+        thread = interrupt_when(begun)
+        with pytest.raises(KeyboardInterrupt):
+            client.portal.call(in_callers_thread, wait)
+        thread.join()
+
+        assert client.portal.call(client.echo, 3) == 3
+
+
+def test_who_asks_a_thread_that_has_gone_is_cancelled() -> None:
+    async def ask_in_the_end(events: list[str]) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await in_callers_thread(lambda: events.append("asked"))
+                except asyncio.CancelledError:
+                    events.append("cancelled")
+
+    async def call(client: Client) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_in_the_end, client.events)
+            tasks.start_soon(client.hang)
+
+    with Opened() as client:
+        thread = interrupt_when(client.waiting)
+        with pytest.raises(KeyboardInterrupt):
+            client.portal.call(call, client)
+        thread.join()
+
+        client.portal.call(client.echo, 3)
+        assert client.events == ["open", "cancelled", "cancelled"]
+
+
+def test_who_asks_where_no_cancellation_comes_does_not_wait_for_a_thread_that_has_gone() -> None:
+    def leave() -> None:
+        raise KeyboardInterrupt
+
+    async def shielded(events: list[str]) -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                await in_callers_thread(leave)
+            finally:
+                events.append("done")
+
+    async def call(events: list[str]) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(shielded, events)
+
+    with Opened() as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.portal.call(call, client.events)
+
+        client.portal.call(client.echo, 3)
+        assert client.events == ["open", "done"]
+
+
+def test_a_task_that_is_cancelled_does_not_wait_for_its_errand() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        go_on.wait(10)
+        raise MineError
+
+    async def call(events: list[str]) -> str:
+        async with anyio.create_task_group() as tasks:
+            for name, errand in (("slow", wait), ("late", lambda: events.append("late"))):
+                tasks.start_soon(in_callers_thread, errand, name=name)
+            await anyio.to_thread.run_sync(begun.wait)
+            tasks.cancel_scope.cancel()
+        events.append("left")
+        go_on.set()
+        return await in_callers_thread(lambda: "next")
+
+    with Opened() as client:
+        assert client.portal.call(call, client.events) == "next"
+        assert client.events == ["open", "left"]
+
+
+def test_a_call_that_ends_during_an_errand_is_over_when_that_ends() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def wait() -> None:
+        begun.set()
+        go_on.wait(10)
+        ran.append("slow")
+
+    async def call() -> str:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(in_callers_thread, wait)
+            await anyio.to_thread.run_sync(begun.wait)
+            tasks.start_soon(in_callers_thread, lambda: ran.append("late"))
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        asyncio.get_running_loop().call_soon(go_on.set)
+        return "result"
+
+    with Opened() as client:
+        assert client.portal.call(call) == "result"
+        assert client.portal.call(client.echo, 1) == 1
+
+    assert ran == ["slow"]
+
+
+@pytest.mark.parametrize("ends_by", ["thread", "itself"])
+def test_a_portal_that_is_closed_during_an_errand_does_not_wait_for_it(ends_by: str) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(client: Client) -> None:
+        begun.set()
+        if ends_by == "itself":
+            client.portal.close()
+        else:
+            assert go_on.wait(10)
+
+    async def call(client: Client) -> None:
+        await in_callers_thread(lambda: wait(client))
+
+    with ThreadPoolExecutor(1) as thread:
+        with Opened() as client:
+            outcome = thread.submit(client.portal.call, call, client)
+            assert begun.wait(10)
+
+        assert loop_threads() == []
+        go_on.set()
+        with pytest.raises(ClosedError):
+            outcome.result(10)
+
+
+def test_a_task_that_outlives_its_call_cannot_ask_and_keeps_nothing_of_it() -> None:
+    class Argument:
+        """What a call is about."""
+
+    go_on = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def ask_later() -> None:
+        await go_on.wait()
+        await in_callers_thread(lambda: None)
+
+    async def call(_: Argument) -> None:
+        tasks.append(asyncio.create_task(ask_later()))
+
+    async def last() -> None:
+        go_on.set()
+        await tasks[0]
+
+    with Opened() as client:
+        argument = Argument()
+        kept = weakref.ref(argument)
+        client.portal.call(call, argument)
+        del argument
+        client.portal.call(client.echo, 1)
+
+        assert kept() is None
+        with pytest.raises(RuntimeError, match="the call is over"):
+            client.portal.call(last)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX forks")
+def test_the_child_of_a_fork_within_an_errand_is_told_so() -> None:
+    program = """
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from tikv_pd import ClosedError
+from tikv_rpc.frontend.callers import in_callers_thread
+sys.path.insert(0, sys.argv[1])
+from test_rpc_portal import Client
+
+client = Client()
+client.portal.open()
+try:
+    child = client.portal.call(in_callers_thread, os.fork)
+except ClosedError as error:
+    print("fork" in str(error))
+    sys.exit()
+os.waitpid(child, 0)
+print(client.portal.call(client.echo, 2))
+client.portal.close()
+"""
+
+    assert run(program) == "True\n2\n"
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
 
 
 class Source:

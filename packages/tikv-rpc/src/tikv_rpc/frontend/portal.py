@@ -3,9 +3,11 @@
 A call crosses threads twice. Its thread queues it and wakes the loop, unless the loop is to wake up anyway: calls of
 many threads share a wake-up, and whatever they ask of one store shares a message. The loop runs it in a task, which
 stores the outcome and releases the lock that the calling thread waits for; a lock costs a fraction of the condition
-and the callbacks of a `concurrent.futures.Future`.
+and the callbacks of a `concurrent.futures.Future`. While the thread waits, the task may have it run what its caller
+passed, such as a generator: see `in_callers_thread`.
 
-    thread        queued -> waits -> has its outcome, or was interrupted: the task is cancelled, nobody waits for it
+    thread        queued -> waits, does errands -> has its outcome, or was interrupted: the task is cancelled, nobody
+                  waits for it
     loop          opening -> serving -> closing -> over: what is queued from now on is refused
 
 A process that forks keeps neither thread nor sockets in the child, which is told so; and gRPC, once it runs, does not
@@ -24,12 +26,14 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Final, Generic, ParamSpec, Self, TypeVar
-from weakref import WeakSet
+from typing import Any, Final, ParamSpec, Self, TypeVar
+from weakref import WeakSet, ref
 
 from tikv_pd import ClosedError, ConfigError
+
+from tikv_rpc.frontend.callers import CALLER
+from tikv_rpc.frontend.crossing import Crossing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,7 +100,8 @@ class Portal:
     def call(self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Await `function(*args, **kwargs)` in the client's loop, in a copy of this thread's context.
 
-        Interrupted, by Ctrl-C for example, it cancels that and does not wait for its end.
+        What the function has done by `in_callers_thread` runs in this thread, which may call the portal again there.
+        Interrupted, by Ctrl-C for example, it cancels the call and does not wait for its end.
 
         Raises:
             ClosedError: the client is not open.
@@ -182,32 +187,6 @@ class Pages(Iterator[T]):
         return True
 
 
-class _Crossing(Generic[R]):
-    """One call on its way."""
-
-    __slots__ = ("args", "context", "done", "error", "function", "is_given_up", "kwargs", "result", "task")
-
-    result: R
-
-    def __init__(
-        self, function: Callable[..., Coroutine[Any, Any, R]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-        self.context = copy_context()
-        self.error: BaseException | None = None
-        self.is_given_up = False
-        self.task: asyncio.Task[None] | None = None
-        self.done = threading.Lock()
-        self.done.acquire()
-
-    def refuse(self, error: Exception) -> None:
-        """Have it fail."""
-        self.error = error
-        self.done.release()
-
-
 class _LoopThread:
     """One opening of a client, from its beginning to its end."""
 
@@ -222,9 +201,9 @@ class _LoopThread:
         self._client = client
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue: deque[_Crossing[Any]] = deque()
+        self._queue: deque[Crossing[Any]] = deque()
         self._is_woken = True  # Until the client is open, and the queue looked into for the first time.
-        self._under_way: set[_Crossing[Any]] = set()
+        self._under_way: set[Crossing[Any]] = set()
         self._halt: asyncio.Future[None] | None = None
         self._opening: asyncio.Task[Any] | None = None
         self._is_stopping = False
@@ -277,7 +256,7 @@ class _LoopThread:
         self._check_thread()
         if self._is_stopping or self.is_over:
             raise self._closed()
-        crossing = _Crossing(function, args, kwargs)
+        crossing = Crossing(function, args, kwargs)
         try:
             self._queue.append(crossing)
             if self.is_over:  # It is over before it refuses what is queued, so either side sees the other.
@@ -285,19 +264,30 @@ class _LoopThread:
             if not self._is_woken:
                 self._is_woken = True
                 self._in_loop(self._take_queue)
-            while not crossing.done.acquire(timeout=_SIGNALS_WITHIN):
-                pass
+            while not crossing.is_over:
+                if crossing.signal.acquire(timeout=_SIGNALS_WITHIN) and crossing.errands:
+                    self._do_errands(crossing)
         except BaseException:
             self._in_loop(self._give_up, crossing)
             raise
-        error = crossing.error
+        error, crossing.error = crossing.error, None
         if error is None:
             return crossing.result
         try:
             raise error
         finally:
-            # The traceback holds this frame.
+            # The traceback holds this frame, and those of errands that hold the crossing.
             del error, crossing
+
+    def _do_errands(self, crossing: Crossing[Any]) -> None:
+        """Do what a call has its thread do, as far as it has asked by now."""
+        errands = crossing.errands
+        while errands and not crossing.is_over:
+            errand = errands.popleft()
+            errand.run()
+            if self.is_lost:  # The process was forked by it, and nobody here ends the call.
+                raise self._closed()
+            self._in_loop(errand.settle)
 
     def _join(self, timeout: float | None = None) -> None:
         with suppress(RuntimeError):  # It was interrupted before it started, and ends as soon as it does.
@@ -341,9 +331,9 @@ class _LoopThread:
         finally:
             self.is_over = True
             for crossing in self._under_way:
-                crossing.refuse(self._closed())
+                crossing.end(self._closed())
             while self._queue:
-                self._queue.popleft().refuse(self._closed())
+                self._queue.popleft().end(self._closed())
             self._settled.set()
 
     async def _serve(self) -> None:
@@ -386,27 +376,28 @@ class _LoopThread:
                 self._under_way.add(crossing)
                 crossing.task = self._loop.create_task(self._answer(crossing), context=crossing.context)
 
-    def _give_up(self, crossing: _Crossing[Any]) -> None:
-        crossing.is_given_up = True
-        if crossing.task is not None:
-            crossing.task.cancel()
-            # A task that is cancelled before its first step does nothing of what it should, not even in the end.
-            self._under_way.discard(crossing)
+    def _give_up(self, crossing: Crossing[Any]) -> None:
+        crossing.give_up()
+        # A task that is cancelled before its first step does nothing of what it should, not even in the end.
+        self._under_way.discard(crossing)
         # The interruption may have come between the decision to wake the loop and the deed.
         self._take_queue()
 
-    async def _answer(self, crossing: _Crossing[Any]) -> None:
+    async def _answer(self, crossing: Crossing[Any]) -> None:
+        outcome: BaseException | None = None
         try:
+            # Tasks that outlive the call may inherit its context: they do not keep what it was about.
+            CALLER.set(ref(crossing))
             crossing.result = await crossing.function(*crossing.args, **crossing.kwargs)
         except asyncio.CancelledError:
-            crossing.error = self._closed()
+            outcome = self._closed()
         except BaseException as error:
-            crossing.error = error
+            outcome = error
         finally:
             self._under_way.discard(crossing)
-            crossing.done.release()
+            crossing.end(outcome)
             # The error's traceback holds this frame.
-            del crossing
+            del crossing, outcome
 
 
 def _mark_as_asyncio() -> None:
