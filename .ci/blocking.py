@@ -35,8 +35,9 @@ WORDS = [
     ),
     (
         r"Cancellation: the client is closed all the same\.",
-        "Raises:\n            ConfigError: it is called in the client's own thread, by a callback.",
+        "Raises:\n            ConfigError: it is called in the client's own thread, by an interceptor.",
     ),
+    (r"Must not block the loop; what (it raises)", r"What \1"),
     (r"`with` or `async with` block", "`with` block"),
     (r"`tikv_txn.transactional`", "`tikv_txn.sync.transactional`"),
     (r"\b([Aa])n async function\b", r"\1 function"),

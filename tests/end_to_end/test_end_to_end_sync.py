@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,11 +15,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from tikv_embedded import EmbeddedCluster
-from tikv_raw import ClosedError, DeadlineExceeded, PdConfig, PdUnavailable, RawConfig
+from tikv_raw import ClosedError, ConfigError, DeadlineExceeded, PdConfig, PdUnavailable, RawConfig, RawError
 from tikv_raw.sync import RawClient
 
 PAIRS = {b"%02d" % number: b"value of %02d" % number for number in range(20)}
@@ -182,6 +184,140 @@ def test_ctrl_c_ends_the_call_and_leaves_the_client_usable(client: RawClient) ->
         assert client.get(b"07") == PAIRS[b"07"]
 
     assert interrupted == 20
+
+
+# --- what is passed to a call runs in the thread that calls -----------------------------------------------------------
+
+
+def test_rows_of_a_database_are_stored_as_they_are_read(client: RawClient) -> None:
+    database = sqlite3.connect(":memory:")  # Its objects refuse other threads.
+    database.execute("create table pairs (key blob, value blob)")
+    database.executemany("insert into pairs values (?, ?)", [(b"row %d" % row, b"v") for row in range(100)])
+
+    client.batch_put(database.execute("select key, value from pairs"))
+    found = client.batch_get(key for (key,) in database.execute("select key from pairs"))
+    client.batch_delete(key for (key,) in database.execute("select key from pairs"))
+
+    assert len(found) == 100
+    assert client.count(prefix=b"row ") == 0
+    database.close()
+
+
+def test_everything_that_is_passed_is_at_home_in_the_thread_that_calls(client: RawClient) -> None:
+    threads: set[int] = set()
+
+    def seen(item: Any) -> Any:
+        threads.add(threading.get_ident())
+        return item
+
+    class Lazy(list[bytes]):
+        """Keys that are counted and read elsewhere."""
+
+        def __len__(self) -> int:
+            return seen(super().__len__())  # type: ignore[no-any-return]
+
+        def __iter__(self) -> Iterator[bytes]:
+            return map(seen, super().__iter__())
+
+    client.batch_put(map(seen, PAIRS.items()), progress=seen)
+    assert client.batch_get(Lazy(PAIRS), progress=seen) == PAIRS
+    outcome = client.batch_get(map(seen, PAIRS), on_error="return", progress=seen)
+    assert outcome.values == PAIRS
+    assert len(client.batch_scan(map(seen, [(b"00", b"03"), (b"07", b"08")]))) == 2
+    with pytest.raises(RawError):
+        client.coprocessor("none", "1", map(seen, [(b"00", b"03")]), lambda _: bytes(seen(b"")))
+    client.delete_range(b"00", b"07", progress=seen)
+    client.delete_prefix(b"1", progress=seen)
+
+    assert threads == {threading.get_ident()}
+
+
+def test_a_client_copies_what_it_scans(client: RawClient) -> None:
+    client.batch_put(client.scan())
+    client.batch_put((b"copy of " + key, value) for key, value in client.scan())
+    doubled = client.batch_get(key for key, _ in client.scan(prefix=b"copy ") if client.get(key[8:]) is not None)
+
+    assert doubled == {b"copy of " + key: value for key, value in PAIRS.items()}
+
+
+def test_a_slow_generator_holds_up_no_other_thread(client: RawClient) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        yield b"00"
+        reading.set()
+        assert go_on.wait(10)
+        yield b"01"
+
+    with ThreadPoolExecutor(1) as thread:
+        outcome = thread.submit(client.batch_get, slow())
+        assert reading.wait(10)
+
+        found = [client.get(b"07") for _ in range(10)]
+
+        assert not outcome.done()
+        go_on.set()
+        assert outcome.result(10) == {key: PAIRS[key] for key in (b"00", b"01")}
+    assert found == [PAIRS[b"07"]] * 10
+
+
+@pytest.mark.parametrize("after", [0, 30])
+def test_a_generator_that_is_interrupted_leaves_the_client_usable(client: RawClient, after: int) -> None:
+    def interrupted() -> Iterator[tuple[bytes, bytes]]:
+        for number in range(after):
+            yield b"before %d" % number, b"v"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client.batch_put(interrupted())
+
+    assert client.get(b"07", timeout=1) == PAIRS[b"07"]
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("mine"), ConfigError("mine"), DeadlineExceeded("mine", 1.0)], ids=type
+)
+@pytest.mark.parametrize("on_error", ["raise", "return"])
+def test_what_a_generator_or_progress_raises_comes_out_as_it_is(
+    client: RawClient, error: Exception, on_error: Any
+) -> None:
+    def failing() -> Iterator[tuple[bytes, bytes]]:
+        yield from PAIRS.items()
+        raise error
+
+    def stop(_done: int) -> None:
+        raise error
+
+    for pairs, progress in ((failing(), None), (PAIRS, stop), (iter(PAIRS.items()), stop)):
+        with pytest.raises(type(error)) as caught:
+            client.batch_put(pairs, on_error=on_error, progress=progress)
+        assert caught.value is error
+    with pytest.raises(type(error)) as caught:
+        client.delete_range(b"00", b"07", progress=stop)
+    assert caught.value is error
+    assert client.get(b"07") == PAIRS[b"07"]
+
+
+@pytest.mark.usefixtures("client")
+def test_a_client_that_is_closed_while_a_generator_is_read_does_not_wait_for_it(url: str) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        reading.set()
+        assert go_on.wait(10)
+        yield b"01"
+
+    with ThreadPoolExecutor(1) as thread:
+        with RawClient(url, api_version="v1ttl") as other:
+            outcome = thread.submit(other.batch_get, slow())
+            assert reading.wait(10)
+
+        go_on.set()
+        with pytest.raises(ClosedError):
+            outcome.result(10)
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
 
 
 def sockets() -> int:

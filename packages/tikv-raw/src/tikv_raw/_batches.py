@@ -17,16 +17,16 @@ from tikv_pd import TikvError, UndeterminedError
 from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
 from tikv_rpc import Branches, Call, Collected, KeyWork, Plan
+from tikv_rpc.frontend.callers import in_callers_thread, while_reading
 from tikv_rpc.frontend.sizes import PairSizes
 from tikv_rpc.frontend.turns import until_sent
 
+from tikv_raw._callbacks import Progress
 from tikv_raw._requests import refusal
 from tikv_raw._windows import Window
 from tikv_raw.errors import RawError
 
 Outcome: TypeAlias = Collected[Sequence[int], Resp]
-Progress: TypeAlias = Callable[[int], object]
-"""Is told how much of a call is done by now."""
 Take: TypeAlias = Callable[[Sequence[int], Resp], None]
 """Is given an answer, and the positions of the keys that it is about."""
 
@@ -47,38 +47,74 @@ class BatchOutcome:
     """
 
 
+class Source:
+    """Windows of what a caller passed, read in the caller's thread unless that makes no difference.
+
+    Args:
+        items: The keys or pairs as they were passed.
+        windows: The same, window by window.
+        total: How many there are, if that is known before.
+    """
+
+    def __init__(self, items: object, windows: Iterator[Window], total: int | None) -> None:
+        self.total: Final = total
+        """How many there are, if that is known before."""
+        self._items = items
+        self._windows = windows
+        self._read = 0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all windows were made, as far as can be told."""
+        return self._read == self.total
+
+    @classmethod
+    async def of(cls, items: object, windows: Iterator[Window]) -> Source:
+        """Make one; some collections have to be asked how many they hold."""
+        return cls(
+            items, windows, await while_reading(items, partial(len, items)) if isinstance(items, Sized) else None
+        )
+
+    async def next(self) -> Window | None:
+        """Return the next window, None at the end."""
+        window: Window | None = await while_reading(self._items, partial(next, self._windows, None))
+        if window is not None:
+            self._read += window.taken
+        return window
+
+
 class Batch(Generic[Resp]):
     """Work of any length over keys, and what became of it."""
 
     def __init__(
         self,
         operation: str,
-        items: object,
-        windows: Iterator[Window],
+        source: Source,
         lower: Callable[[Window], KeyWork[Resp]],
         *,
         is_kept: bool,
         progress: Progress | None,
     ) -> None:
-        self.subject: tuple[None, int | None] = None, len(items) if isinstance(items, Sized) else None
+        self.subject: tuple[None, int | None] = None, source.total
         """What observers hear it is about: how many keys there are, if that is known before."""
         self.found: dict[bytes, bytes] = {}
         """The pairs found; none for writes."""
-        self.refused: RawError | None = None
-        """What a store refused first, if that is to be raised."""
+        self.stopped: Exception | None = None
+        """Why nothing more is to begin: what a store refused first, if that is to be raised, or what `progress` raised.
+        """
         self._operation = operation
-        self._windows = windows
+        self._source = source
         self._lower = lower
         self._is_kept = is_kept
         self._progress = progress
         self._failures: dict[bytes, TikvError] = {}
         self._under_way: dict[KeyWork[Resp], _UnderWay] = {}
-        self._read = self._done = 0
+        self._done = 0
 
     @property
     def is_read(self) -> bool:
         """Whether all windows were made, as far as can be told."""
-        return self._read == self.subject[1]
+        return self._source.is_read
 
     @property
     def outcome(self) -> BatchOutcome:
@@ -86,19 +122,20 @@ class Batch(Generic[Resp]):
         # Of a key that was read twice, once in vain, the value is known.
         return BatchOutcome(self.found, {key: error for key, error in self._failures.items() if key not in self.found})
 
-    def windows(self) -> Iterator[KeyWork[Resp]]:
-        """Yield the requests of window after window."""
-        for window in self._windows:
-            self._read += window.taken
-            work = self._lower(window)
-            self._under_way[work] = _UnderWay(window.taken)
-            yield work
+    async def next(self) -> KeyWork[Resp] | None:
+        """Return the requests of the next window, None at the end."""
+        window = await self._source.next()
+        if window is None:
+            return None
+        work = self._lower(window)
+        self._under_way[work] = _UnderWay(window.taken)
+        return work
 
     def take(self, window: KeyWork[Resp], part: Sequence[int], response: Resp) -> None:
         """Take the answer about the keys at some positions of a window."""
         raise NotImplementedError
 
-    def end(self, window: KeyWork[Resp], failures: Iterable[tuple[Sequence[int], TikvError]]) -> None:
+    async def end(self, window: KeyWork[Resp], failures: Iterable[tuple[Sequence[int], TikvError]]) -> None:
         """Take what failed of a window that is done, at which positions."""
         done = self._under_way.pop(window)
         for part, error in failures:
@@ -106,8 +143,11 @@ class Batch(Generic[Resp]):
         if self._failures or done.failures:
             self._judge(window.keys, done.failures)
         self._done += done.taken
-        if self._progress is not None and self.refused is None:
-            self._progress(self._done)
+        if self._progress is not None and self.stopped is None:
+            try:
+                await in_callers_thread(partial(self._progress, self._done))
+            except Exception as error:
+                self._stop(error)
 
     def _judge(self, keys: Iterable[bytes], failures: Mapping[bytes, TikvError]) -> None:
         """Take what failed of some keys: it counts more than what became of them in windows before."""
@@ -124,7 +164,11 @@ class Batch(Generic[Resp]):
         if self._is_kept:
             self._under_way[window].failures.update(dict.fromkeys(keys, error))
         else:
-            self.refused = self.refused or error
+            self._stop(error)
+
+    def _stop(self, error: Exception) -> None:
+        if self.stopped is None:
+            self.stopped = error
 
 
 @attrs.define
@@ -151,8 +195,7 @@ class GetBatch(Batch[kvrpcpb.RawBatchGetResponse]):
     """A batch of reads.
 
     Args:
-        items: The keys as the caller gave them.
-        windows: The keys, window by window.
+        source: The keys.
         lower: Returns the requests of a window.
         decode: Turns the keys of answers into those that users know.
         sizes: Learns how large pairs are.
@@ -162,8 +205,7 @@ class GetBatch(Batch[kvrpcpb.RawBatchGetResponse]):
 
     def __init__(
         self,
-        items: object,
-        windows: Iterator[Window],
+        source: Source,
         lower: Callable[[Window], KeyWork[kvrpcpb.RawBatchGetResponse]],
         decode: Callable[[bytes], bytes],
         sizes: PairSizes,
@@ -171,7 +213,7 @@ class GetBatch(Batch[kvrpcpb.RawBatchGetResponse]):
         is_kept: bool,
         progress: Progress | None,
     ) -> None:
-        super().__init__("batch_get", items, windows, lower, is_kept=is_kept, progress=progress)
+        super().__init__("batch_get", source, lower, is_kept=is_kept, progress=progress)
         self._decode = decode
         self._sizes = sizes
 
@@ -209,14 +251,13 @@ class Windowed(Generic[Resp]):
     """Requests under way at a time, of all windows."""
 
     async def execute(self, work: Batch[Resp], call: Call) -> Exception | None:
-        """Do it, and return what stopped it without a doubt about any request: what a store, or the batch, refused."""
-        windows = work.windows()
-        first = next(windows, None)
+        """Do it, and return what stopped it without a doubt about any request: a store's refusal, or the caller."""
+        first = await work.next()
         if first is None:
             return None
         if work.is_read:
             await self._do(work, first, None, call)
-            return work.refused
+            return work.stopped
         under_way: list[_Mark] = []
         unreadable: Exception | None = None
         slots = anyio.Semaphore(self.concurrency, fast_acquire=True)
@@ -232,22 +273,22 @@ class Windowed(Generic[Resp]):
             while window is not None:
                 while len(under_way) == _WINDOWS or any(other.shares_keys(window.keys) for other in under_way):
                     await under_way.pop(0).done.wait()
-                if branches.failures or work.refused:
+                if branches.failures or work.stopped:
                     break
                 under_way.append(_Mark(window.keys))
                 branches.start(partial(do, window, under_way[-1]))
                 await until_sent(self.concurrency)
                 try:
-                    window = next(windows, None)
+                    window = await work.next()
                 except Exception as error:
                     unreadable = error
                     break
-        return work.refused or unreadable
+        return work.stopped or unreadable
 
     async def _do(self, work: Batch[Resp], window: KeyWork[Resp], slots: anyio.Semaphore | None, call: Call) -> None:
         """Do one window."""
         outcome = await self.plan_of(partial(work.take, window), slots).execute(window, call)
-        work.end(window, outcome.failures)
+        await work.end(window, outcome.failures)
 
 
 class _Mark:

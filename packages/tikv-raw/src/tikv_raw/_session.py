@@ -10,11 +10,10 @@ from anyio import Semaphore
 from tikv_pd.lowlevel import Resp
 from tikv_proto import kvrpcpb
 from tikv_proto.services import Tikv
-from tikv_region import KeyCodec, KeyRange, RegionEntry
+from tikv_region import KeyCodec, KeyRange
 from tikv_rpc import (
     AtEdge,
     AtKey,
-    Call,
     Collect,
     Collected,
     Edge,
@@ -37,7 +36,8 @@ from tikv_rpc.frontend.session import Endpoint, Session, connect
 from tikv_rpc.frontend.sizes import PairSizes
 
 from tikv_raw._arguments import Limits
-from tikv_raw._batches import Batch, Outcome, Progress, Take, Whole, Windowed
+from tikv_raw._batches import Batch, Outcome, Take, Whole, Windowed
+from tikv_raw._callbacks import Made, Progress, Reported, WithCallbacks
 from tikv_raw._many_ranges import Pairs, RegionsWork, ScanOrder, ScanRanges
 from tikv_raw._requests import Checksum, RawRequests, merge_checksums
 from tikv_raw.config import RawConfig
@@ -120,31 +120,18 @@ class Opened:
             batch_delete=batches(),
             batch_delete_each=outcomes(),
             checksum=operation(rpc, Merge(FanOut(retry, cache, concurrency), merge_checksums)),
-            coprocessor=operation(rpc, Settle(FanOut(retry, cache, concurrency))),
+            coprocessor=operation(rpc, WithCallbacks(Settle(FanOut(Made(retry), cache, concurrency)))),
         )
 
     def delete_range(
         self, progress: Progress | None
     ) -> Plan[RangeWork[kvrpcpb.RawDeleteRangeResponse], _Answers[kvrpcpb.RawDeleteRangeResponse]]:
         """Return the plan that removes a range, and tells of each Region that it is done with."""
-        regions = self.regions if progress is None else Reported(self.regions, progress)
-        return operation(self.rpc, Settle(FanOut(regions, self.rpc.cache, self.rpc.config.concurrency)))
-
-
-class Reported:
-    """Tells of each answer."""
-
-    def __init__(self, inner: RegionPlan, progress: Progress) -> None:
-        self._inner = inner
-        self._progress = progress
-        self._done = 0
-
-    async def execute(self, entry: RegionEntry, request: Request[Resp], call: Call) -> Resp:
-        """Send a request, and count its answer."""
-        response = await self._inner.execute(entry, request, call)
-        self._done += 1
-        self._progress(self._done)
-        return response
+        cache, concurrency = self.rpc.cache, self.rpc.config.concurrency
+        if progress is None:
+            return operation(self.rpc, Settle(FanOut(self.regions, cache, concurrency)))
+        told: FanOut[Any, kvrpcpb.RawDeleteRangeResponse] = FanOut(Reported(self.regions, progress), cache, concurrency)
+        return operation(self.rpc, WithCallbacks(Settle(told)))
 
 
 class RawSession(Session[Opened]):

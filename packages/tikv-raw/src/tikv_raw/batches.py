@@ -11,7 +11,7 @@ from tikv_rpc import KeyWork, Priority, ReplicaRead
 from tikv_rpc.frontend.arguments import BytesLike, as_key
 
 from tikv_raw._arguments import check_on_error, check_progress
-from tikv_raw._batches import BatchOutcome, GetBatch, WriteBatch
+from tikv_raw._batches import BatchOutcome, GetBatch, Source, WriteBatch
 from tikv_raw._session import Opened
 from tikv_raw._windows import Span, Window, key_windows, pair_windows
 from tikv_raw.single_keys import KeyOperations
@@ -70,7 +70,8 @@ class BatchOperations(KeyOperations):
         Args:
             keys: Any order, duplicates allowed, also a generator; none asks nobody.
             on_error: "raise" the first failure, or "return" the failures by key beside the values.
-            progress: Called again and again with the number of keys done, in the task of the call; must not wait.
+            progress: Called again and again with the number of keys done. Must not block the loop; what it raises ends
+                the batch, and is raised.
             cf: Column family.
             timeout: Seconds, for all of them together.
             priority: How the stores order the requests.
@@ -91,10 +92,8 @@ class BatchOperations(KeyOperations):
             expected = int(opened.sizes.guess)
             return requests.batch_get(window.keys, cf_on_wire, span.request_keys, span.request_bytes, expected)
 
-        windows = key_windows(keys, span, as_key, lambda: int(opened.sizes.guess))
-        batch = GetBatch(
-            keys, windows, lower, requests.codec.decode_key, opened.sizes, is_kept=is_kept, progress=progress
-        )
+        source = await Source.of(keys, key_windows(keys, span, as_key, lambda: int(opened.sizes.guess)))
+        batch = GetBatch(source, lower, requests.codec.decode_key, opened.sizes, is_kept=is_kept, progress=progress)
         plan = opened.batch_get_each if is_kept else opened.batch_get
         await plan.execute(batch, self._begin(opened, "batch_get", timeout, priority, replica_read))
         return self._shown(batch.outcome) if is_kept else batch.found
@@ -148,7 +147,8 @@ class BatchOperations(KeyOperations):
             ttl: Whole seconds after which keys without a TTL of their own vanish, at least 1; None for never. Needs
                 API v1ttl or v2.
             on_error: "raise" the first failure, or "return" the failures by key.
-            progress: Called again and again with the number of pairs done, in the task of the call; must not wait.
+            progress: Called again and again with the number of pairs done. Must not block the loop; what it raises ends
+                the batch, and is raised.
             cf: Column family.
             timeout: Seconds, for all of them together.
             priority: How the stores order the requests.
@@ -175,8 +175,8 @@ class BatchOperations(KeyOperations):
                 window.keys, window.values, window.ttls, cf_on_wire, span.request_keys, span.request_bytes
             )
 
-        windows = pair_windows(pairs, opened.limits.ttl(ttl), span, opened.limits)
-        batch = WriteBatch("batch_put", pairs, windows, lower, is_kept=is_kept, progress=progress)
+        source = await Source.of(pairs, pair_windows(pairs, opened.limits.ttl(ttl), span, opened.limits))
+        batch = WriteBatch("batch_put", source, lower, is_kept=is_kept, progress=progress)
         plan = opened.batch_put_each if is_kept else opened.batch_put
         await plan.execute(batch, self._begin(opened, "batch_put", timeout, priority))
         return self._shown(batch.outcome) if is_kept else None
@@ -223,7 +223,8 @@ class BatchOperations(KeyOperations):
         Args:
             keys: Any order, duplicates allowed, also a generator; none does nothing.
             on_error: "raise" the first failure, or "return" the failures by key.
-            progress: Called again and again with the number of keys done, in the task of the call; must not wait.
+            progress: Called again and again with the number of keys done. Must not block the loop; what it raises ends
+                the batch, and is raised.
             cf: Column family.
             timeout: Seconds, for all of them together.
             priority: How the stores order the requests.
@@ -248,8 +249,8 @@ class BatchOperations(KeyOperations):
         def lower(window: Window) -> KeyWork[kvrpcpb.RawBatchDeleteResponse]:
             return requests.batch_delete(window.keys, cf_on_wire, span.request_keys, span.request_bytes)
 
-        windows = key_windows(keys, span, opened.limits.key, int)
-        batch = WriteBatch("batch_delete", keys, windows, lower, is_kept=is_kept, progress=progress)
+        source = await Source.of(keys, key_windows(keys, span, opened.limits.key, int))
+        batch = WriteBatch("batch_delete", source, lower, is_kept=is_kept, progress=progress)
         plan = opened.batch_delete_each if is_kept else opened.batch_delete
         await plan.execute(batch, self._begin(opened, "batch_delete", timeout, priority))
         return self._shown(batch.outcome) if is_kept else None

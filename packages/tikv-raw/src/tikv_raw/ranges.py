@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from tikv_pd import ConfigError
 from tikv_pd.lowlevel import as_bytes
 from tikv_proto import kvrpcpb
+from tikv_proto.services import Tikv
 from tikv_region import KeyRange
 from tikv_rpc import Call, Effect, Priority, ReplicaRead, Request
 from tikv_rpc.frontend.arguments import BytesLike, as_range, check_flag, check_limit, check_timeout
+from tikv_rpc.frontend.callers import while_reading
 from tikv_rpc.frontend.paging import Page
 
 from tikv_raw._arguments import as_ranges, check_progress
+from tikv_raw._callbacks import Unmade
 from tikv_raw._many_ranges import CoprocessorAnswer, RegionsWork, ScanOrder
 from tikv_raw._requests import Checksum, accept
 from tikv_raw._session import Opened
@@ -118,8 +122,9 @@ class RangeOperations(BatchOperations):
         Source: kvrpcpb.RawBatchScanRequest.
         """
         opened = self._session.opened or self._session.not_open()
+        wanted = await while_reading(ranges, partial(as_ranges, ranges))
         order = ScanOrder(
-            as_ranges(ranges),
+            wanted,
             check_limit(each_limit),
             check_flag(reverse, "reverse"),
             check_flag(key_only, "key_only"),
@@ -149,7 +154,8 @@ class RangeOperations(BatchOperations):
             start: First key to remove.
             end: First key to keep. Empty means all that follow, which needs `everything=True`.
             everything: Says that an unbounded end is meant.
-            progress: Called with the number of Regions done after each of them, in the loop of the call; must not wait.
+            progress: Called with the number of Regions done after each of them. Must not block the loop; what it raises
+                ends the call, and is raised.
             cf: Column family.
             timeout: Seconds.
             priority: How the stores order the requests.
@@ -185,7 +191,8 @@ class RangeOperations(BatchOperations):
         Args:
             prefix: Empty means all keys there are, which needs `everything=True`.
             everything: Says that an empty prefix is meant.
-            progress: Called with the number of Regions done after each of them, in the loop of the call; must not wait.
+            progress: Called with the number of Regions done after each of them. Must not block the loop; what it raises
+                ends the call, and is raised.
             cf: Column family.
             timeout: Seconds.
             priority: How the stores order the requests.
@@ -312,12 +319,16 @@ class RangeOperations(BatchOperations):
             data = as_bytes(data, "data")
         effect = Effect.READ if read_only else Effect.ONCE
 
-        def build(part: Sequence[KeyRange]) -> Request[kvrpcpb.RawCoprocessorResponse]:
+        def make(part: Sequence[KeyRange]) -> Request[kvrpcpb.RawCoprocessorResponse]:
             made = as_bytes(data(_bounds(part)), "data") if callable(data) else data
             return opened.requests.coprocessor(name, version, part, made, effect)
 
+        def build(part: Sequence[KeyRange]) -> Request[kvrpcpb.RawCoprocessorResponse]:
+            return Unmade(Tikv.RawCoprocessor, effect, partial(make, part)) if callable(data) else make(part)
+
+        wanted = await while_reading(ranges, partial(as_ranges, ranges))
         call = self._begin(opened, "coprocessor", timeout, priority)
-        work = RegionsWork([each for each in as_ranges(ranges) if not each.is_empty], build)
+        work = RegionsWork([each for each in wanted if not each.is_empty], build)
         answers = await opened.coprocessor.execute(work, call)
         for _, response in answers:
             accept("coprocessor", response)

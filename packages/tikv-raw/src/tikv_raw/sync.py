@@ -96,8 +96,9 @@ class RawClient:
     Interrupting a read leaves nothing behind. A write that is interrupted may or may not take effect.
 
     An event loop runs in a thread of its own while the client is open, also beside a running one, as in a notebook.
-    Ctrl-C interrupts a call and leaves the client usable. Callbacks, and iterables of keys and pairs, run in the
-    client's thread, where calling the client raises ConfigError. Processes fork before they open their first client;
+    Ctrl-C interrupts a call and leaves the client usable. Iterables that are passed to a call, and its callbacks, run
+    in the thread that makes the call: they may call the client, and hold up no other thread. Interceptors and observers
+    run in the client's thread, where calling it raises ConfigError. Processes fork before they open their first client;
     in a later fork's child clients raise ClosedError. A program that exits closes what it forgot to close.
 
     Source: client-go rawkv.Client.
@@ -144,7 +145,7 @@ class RawClient:
         Closing twice is fine, and a closed client may be opened again. Any thread may close it.
 
         Raises:
-            ConfigError: it is called in the client's own thread, by a callback.
+            ConfigError: it is called in the client's own thread, by an interceptor.
         """
         self._portal.close()
 
@@ -327,7 +328,8 @@ class RawClient:
             start: First key to remove.
             end: First key to keep. Empty means all that follow, which needs `everything=True`.
             everything: Says that an unbounded end is meant.
-            progress: Called with the number of Regions done after each of them, in the loop of the call; must not wait.
+            progress: Called with the number of Regions done after each of them. What it raises
+                ends the call, and is raised.
             cf: Column family.
             timeout: Seconds.
             priority: How the stores order the requests.
@@ -369,7 +371,8 @@ class RawClient:
         Args:
             prefix: Empty means all keys there are, which needs `everything=True`.
             everything: Says that an empty prefix is meant.
-            progress: Called with the number of Regions done after each of them, in the loop of the call; must not wait.
+            progress: Called with the number of Regions done after each of them. What it raises
+                ends the call, and is raised.
             cf: Column family.
             timeout: Seconds.
             priority: How the stores order the requests.
@@ -552,7 +555,8 @@ class RawClient:
         Args:
             keys: Any order, duplicates allowed, also a generator; none asks nobody.
             on_error: "raise" the first failure, or "return" the failures by key beside the values.
-            progress: Called again and again with the number of keys done, in the thread of the call; must not wait.
+            progress: Called again and again with the number of keys done. What it raises ends
+                the batch, and is raised.
             cf: Column family.
             timeout: Seconds, for all of them together.
             priority: How the stores order the requests.
@@ -625,7 +629,8 @@ class RawClient:
             ttl: Whole seconds after which keys without a TTL of their own vanish, at least 1; None for never. Needs
                 API v1ttl or v2.
             on_error: "raise" the first failure, or "return" the failures by key.
-            progress: Called again and again with the number of pairs done, in the thread of the call; must not wait.
+            progress: Called again and again with the number of pairs done. What it raises ends
+                the batch, and is raised.
             cf: Column family.
             timeout: Seconds, for all of them together.
             priority: How the stores order the requests.
@@ -689,7 +694,8 @@ class RawClient:
         Args:
             keys: Any order, duplicates allowed, also a generator; none does nothing.
             on_error: "raise" the first failure, or "return" the failures by key.
-            progress: Called again and again with the number of keys done, in the thread of the call; must not wait.
+            progress: Called again and again with the number of keys done. What it raises ends
+                the batch, and is raised.
             cf: Column family.
             timeout: Seconds, for all of them together.
             priority: How the stores order the requests.

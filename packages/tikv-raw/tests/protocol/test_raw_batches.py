@@ -17,6 +17,7 @@ from tikv_raw import (
     BatchOutcome,
     ClosedError,
     CodecError,
+    ConfigError,
     DeadlineExceeded,
     EntryTooLarge,
     FlashbackInProgress,
@@ -271,11 +272,35 @@ async def test_an_error_of_progress_ends_the_batch(cluster: FakeCluster, small: 
     def stop(done: int) -> None:
         raise ZeroDivisionError(done)
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="2"):
         await small.batch_put(((key, b"v") for key in keys(20)), progress=stop)
 
-    assert len(cluster.data) == 4
+    # The first window, of two, and the one that was under way by then.
+    assert len(cluster.data) == 6
     assert await small.get(b"a000") == b"v"
+
+
+@pytest.mark.parametrize("on_error", ["raise", "return"])
+@pytest.mark.parametrize("count", [2, 20])
+async def test_an_error_of_progress_comes_out_as_it_is(
+    cluster: FakeCluster, small: RawClient, on_error: Any, count: int
+) -> None:
+    cause = KeyError("why")
+    errors = [ClosedError("something else"), ConfigError("anything")]
+
+    def stop(_done: int) -> None:
+        raise errors.pop(0) from cause
+
+    pairs = dict.fromkeys(keys(count), b"v")
+    first = errors[0]
+
+    with pytest.raises(ClosedError) as caught:
+        await small.batch_put(pairs, on_error=on_error, progress=stop)
+
+    assert caught.value is first
+    assert caught.value.__cause__ is cause
+    assert len(errors) == 1
+    assert len(cluster.data) == min(count, 6)
 
 
 async def test_an_error_of_a_generator_ends_the_batch(cluster: FakeCluster, small: RawClient) -> None:

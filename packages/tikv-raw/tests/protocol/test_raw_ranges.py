@@ -171,13 +171,20 @@ async def test_removal_tells_of_each_region(cluster: FakeCluster, client: RawCli
     assert list(cluster.data) == [b"00", b"01", b"15", b"16", b"17", b"18", b"19"]
 
 
-async def test_an_error_of_progress_ends_a_removal(client: RawClient) -> None:
-    def stop(done: int) -> None:
-        raise ZeroDivisionError(done)
+@pytest.mark.parametrize("error", [ZeroDivisionError("1"), ConfigError("anything")], ids=["of python", "of ours"])
+async def test_an_error_of_progress_ends_a_removal(client: RawClient, error: Exception) -> None:
+    told = []
 
-    with pytest.raises(ZeroDivisionError):
+    def stop(done: int) -> None:
+        told.append(done)
+        if done == 2:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
         await client.delete_range(b"02", b"15", progress=stop)
 
+    assert caught.value is error
+    assert told == [1, 2]
     assert await client.get(b"00") == PAIRS[b"00"]
 
 
@@ -261,6 +268,23 @@ async def test_what_a_plugin_works_with_may_depend_on_the_ranges(cluster: FakeCl
 
     assert [answer.data for answer in found] == [b"1 01-02 03-05/2", b"1 05-06/1"]
     assert sorted(asked) == [((b"01", b"02"), (b"03", b"05")), ((b"05", b"06"),)]
+
+
+async def test_an_error_of_what_makes_a_plugin_s_data_comes_out_as_it_is(
+    cluster: FakeCluster, client: RawClient
+) -> None:
+    serve_plugin(cluster)
+    error = ConfigError("anything")
+
+    def make(ranges: Sequence[tuple[bytes, bytes]]) -> bytes:
+        if ranges[0][0] == b"05":
+            raise error
+        return b""
+
+    with pytest.raises(ConfigError) as caught:
+        await client.coprocessor("echo", "1", [(b"01", b"02"), (b"03", b"06")], make)
+
+    assert caught.value is error
 
 
 async def test_a_plugin_that_is_not_there_is_an_error(cluster: FakeCluster, client: RawClient) -> None:

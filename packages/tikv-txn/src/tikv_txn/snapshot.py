@@ -10,6 +10,7 @@ from tikv_region import KeyRange
 from tikv_region.flight import SingleFlight
 from tikv_rpc import Call, Isolation, RequestOptions, ResolveLocks
 from tikv_rpc.frontend.arguments import BytesLike, as_items, as_key, as_range, check_flag, check_limit, check_timeout
+from tikv_rpc.frontend.callers import while_reading
 from tikv_rpc.frontend.paging import Page
 from tikv_rpc.frontend.sizes import PairSizes
 
@@ -262,7 +263,7 @@ class Snapshot:
         call = self._call(operation, timeout)
         found: dict[bytes, Versioned] = {}
         unknown = []
-        for key in dict.fromkeys(map(as_key, as_items(keys))):
+        for key in await while_reading(keys, lambda: dict.fromkeys(map(as_key, as_items(keys)))):
             known = self._cache.get(key, need_commit_ts=need_commit_ts)
             if known is None:
                 unknown.append(key)

@@ -620,10 +620,10 @@ class TransactionClient:
         ClosedError: the client is not open, or was closed meanwhile.
 
     An event loop runs in a thread of its own while the client is open, also beside a running one, as in a notebook.
-    Ctrl-C interrupts a call and leaves the client usable. Interceptors, observers and a snapshot's iterables of keys
-    run in the client's thread, where calling the client raises ConfigError; functions that `run` calls run in their
-    caller's. Processes fork before they open their first client; in a later fork's child clients raise ClosedError. A
-    program that exits closes what it forgot to close.
+    Ctrl-C interrupts a call and leaves the client usable. Iterables of keys, and functions that `run` calls, run in the
+    thread that passes them. Interceptors and observers run in the client's thread, where calling it raises ConfigError.
+    Processes fork before they open their first client; in a later fork's child clients raise ClosedError. A program
+    that exits closes what it forgot to close.
 
     Source: client-go txnkv.Client.
     """
@@ -669,7 +669,7 @@ class TransactionClient:
         close it.
 
         Raises:
-            ConfigError: it is called in the client's own thread, by a callback.
+            ConfigError: it is called in the client's own thread, by an interceptor.
         """
         self._portal.close()
 

@@ -297,7 +297,7 @@ class _LoopThread:
         if threading.get_ident() == self.thread.ident:
             raise ConfigError(
                 f"{self._name} was called in its own event loop, which cannot wait for itself; "
-                "a callback that needs a client uses another one, or another thread"
+                "an interceptor or observer that needs a client uses another one, or another thread"
             )
 
     def _closed(self) -> ClosedError:
