@@ -358,6 +358,24 @@ def test_a_scan_that_is_left_or_closed_leaves_nothing(filled: TransactionClient)
     assert list(pages) == []
 
 
+def test_keys_are_read_in_the_thread_that_calls_and_may_come_from_the_same_client(filled: TransactionClient) -> None:
+    threads: set[int] = set()
+
+    def keys() -> Iterator[bytes]:
+        for key, _ in filled.snapshot().scan(limit=5):
+            threads.add(threading.get_ident())
+            yield key
+
+    snapshot = filled.snapshot()
+    first = dict(list(PAIRS.items())[:5])
+
+    assert snapshot.batch_get(keys()) == first
+    assert snapshot.batch_get_versioned(keys()).keys() == first.keys()
+    with filled.begin() as txn:
+        assert txn.batch_get(keys()) == first
+    assert threads == {threading.get_ident()}
+
+
 def test_a_transaction_may_go_from_thread_to_thread_and_a_snapshot_serves_many(filled: TransactionClient) -> None:
     txn = filled.begin()
     with ThreadPoolExecutor(1) as thread:
