@@ -67,13 +67,19 @@ class Reported:
         self._inner = inner
         self._progress = progress
         self._done = 0
+        self._has_failed = False
 
     async def execute(self, entry: RegionEntry, request: Request[Resp], call: Call) -> Resp:
         """Send a request, and count its answer."""
         response = await self._inner.execute(entry, request, call)
         self._done += 1
         done = self._done
-        await called(lambda: self._progress(done))
+        if not self._has_failed:  # Then the operation ends, and nobody wants to know more.
+            try:
+                await called(lambda: self._progress(done))
+            except CallbackError:
+                self._has_failed = True
+                raise
         return response
 
 
