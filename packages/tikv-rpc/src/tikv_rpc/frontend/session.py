@@ -16,6 +16,7 @@ from tikv_rpc._reports.observer import RpcObserver
 from tikv_rpc.client import RpcClient
 from tikv_rpc.config import RpcConfig
 from tikv_rpc.frontend.arguments import as_addresses, check_kind
+from tikv_rpc.frontend.host import Host
 from tikv_rpc.intercept import Interceptor
 
 Opened = TypeVar("Opened")
@@ -148,43 +149,66 @@ class Session(Generic[Opened]):
         """What the client works with while it is open."""
         self.endpoint: Final = endpoint
         self._client = client
-        self._is_taken = False
-        self._stack: AsyncExitStack | None = None
+        self._host: Host | None = None
 
     async def connect(self, stack: AsyncExitStack) -> Opened:
         """Connect; the stack disconnects."""
         raise NotImplementedError
 
     def not_open(self) -> Opened:
-        """Raise ClosedError."""
-        raise ClosedError(self._client)
+        """Raise ClosedError; if a failure ended the connection, it is the cause."""
+        raise ClosedError(self._client) from (None if self._host is None else self._host.failure)
 
     async def open(self) -> None:
-        """Connect.
+        """Connect. Any task of this event loop may close it.
 
         Raises:
-            ConfigError: it is open already.
+            ConfigError: it is open already, or failed and was not closed since.
+            ClosedError: it was closed meanwhile.
+
+        Cancellation: it is not open.
         """
-        if self._is_taken:
+        host = self._host
+        if host is not None and host.failure is not None:
+            raise ConfigError(f"this {self._client} failed; close it before it is opened again") from host.failure
+        if host is not None and not host.is_over:
             raise ConfigError(f"this {self._client} is open already; share it, or make another")
-        self._is_taken = True
+        host = self._host = Host(self._client, self._enter)
         try:
-            async with AsyncExitStack() as stack:
-                self.opened = await self.connect(stack)
-                self._stack = stack.pop_all()
+            await host.open()
         except BaseException:
-            self._is_taken = False
+            self._forget(host)
             raise
 
     async def aclose(self) -> None:
-        """Disconnect."""
-        self.opened = None
-        stack, self._stack = self._stack, None
-        if stack is not None:
+        """Disconnect; return when nothing is left of it. While it is being opened, end that.
+
+        Raises:
+            ConfigError: it was opened in another event loop.
+
+        If a task of the connection failed, which ends it, the first to close it has that raised.
+
+        Cancellation: it is closed all the same, and does not wait for anything.
+        """
+        host = self._host
+        if host is not None:
+            host.check_loop()
+            self._leave()
             try:
-                await stack.aclose()
+                await host.close()
             finally:
-                self._is_taken = False
+                self._forget(host)
+
+    async def _enter(self, stack: AsyncExitStack) -> None:
+        self.opened = await self.connect(stack)
+        stack.callback(self._leave)
+
+    def _leave(self) -> None:
+        self.opened = None
+
+    def _forget(self, host: Host) -> None:
+        if self._host is host and host.is_over:
+            self._host = None
 
 
 def _listed(versions: Collection[str]) -> str:
