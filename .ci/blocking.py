@@ -30,12 +30,12 @@ WORDS = [
     ),
     (r"(writes behind is not\.) Several tasks may iterate over one scan: each pair goes to one of them\.", r"\1"),
     (
-        r"Must run in the task that opened the client, as the end of `async with` does\.",
+        r"Any task of the event loop may close it, whichever opened it; all who do return when it is closed\.",
         "Any thread may close it.",
     ),
     (
-        r"Cancellation: the client is closed all the same\.",
-        "Raises:\n            ConfigError: it is called in the client's own thread, by an interceptor.",
+        r"ConfigError: it was opened in another event loop\. Cancellation: the client is closed all the same[^.]*\.",
+        "ConfigError: it is called in the client's own thread, by an interceptor.",
     ),
     (r"Must not block the loop; what (it raises)", r"What \1"),
     (r"`with` or `async with` block", "`with` block"),

@@ -49,6 +49,7 @@ class RawClient(RangeOperations):
         ClusterMismatch: the addresses belong to different clusters.
         KeyspaceNotFound: there is no such enabled keyspace.
         ConfigError: the client is open already, or TLS material cannot be read.
+        ClosedError: another task closed it meanwhile.
 
     Every call may raise:
         TypeError: an argument is of the wrong type; a `str` must be encoded. Nothing was sent.
@@ -110,8 +111,11 @@ class RawClient(RangeOperations):
     async def aclose(self) -> None:
         """Close the client; calls under way fail with ClosedError, or UndeterminedError for a write that was sent.
 
-        Closing twice is fine, and a closed client may be opened again. Must run in the task that opened the client, as
-        the end of `async with` does.
+        Closing twice is fine, and a closed client may be opened again. Any task of the event loop may close it,
+        whichever opened it; all who do return when it is closed.
+
+        Raises:
+            ConfigError: it was opened in another event loop.
 
         Cancellation: the client is closed all the same.
         """

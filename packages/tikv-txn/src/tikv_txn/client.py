@@ -63,6 +63,7 @@ class TransactionClient:
         ClusterMismatch: the addresses belong to different clusters.
         KeyspaceNotFound: there is no such enabled keyspace.
         ConfigError: the client is open already, or TLS material cannot be read.
+        ClosedError: another task closed it meanwhile.
 
     Every call may raise:
         TypeError: an argument is of the wrong type.
@@ -110,10 +111,13 @@ class TransactionClient:
         """Close the client; calls under way fail with ClosedError, or UndeterminedError for a commit that was sent.
 
         Work of commits that goes on in the background has `TxnConfig.close_timeout` to end: what it leaves on stores is
-        put right by whoever meets it. Closing twice is fine, and a closed client may be opened again. Must run in the
-        task that opened the client, as the end of `async with` does.
+        put right by whoever meets it. Closing twice is fine, and a closed client may be opened again. Any task of the
+        event loop may close it, whichever opened it; all who do return when it is closed.
 
-        Cancellation: the client is closed all the same.
+        Raises:
+            ConfigError: it was opened in another event loop.
+
+        Cancellation: the client is closed all the same, and waits for no such work.
         """
         await self._session.aclose()
 

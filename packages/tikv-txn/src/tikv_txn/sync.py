@@ -613,6 +613,7 @@ class TransactionClient:
         ClusterMismatch: the addresses belong to different clusters.
         KeyspaceNotFound: there is no such enabled keyspace.
         ConfigError: the client is open already, or TLS material cannot be read.
+        ClosedError: another thread closed it meanwhile.
 
     Every call may raise:
         TypeError: an argument is of the wrong type.
