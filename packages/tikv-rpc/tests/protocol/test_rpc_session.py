@@ -531,6 +531,64 @@ def test_a_task_cancelled_natively_while_it_opens_ends_and_nothing_is_left() -> 
     asyncio.run(main())
 
 
+def test_an_opener_that_does_not_wait_for_the_end_leaves_it_to_end_by_itself() -> None:
+    async def main() -> None:
+        line = Line()
+        may_end = asyncio.Event()
+
+        async def open_and_end_slowly() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await may_end.wait()
+
+        line.opening = open_and_end_slowly
+        opener = asyncio.create_task(line.open())
+        for _ in range(2):
+            await asyncio.sleep(0.01)
+            opener.cancel()
+        await asyncio.wait([opener])
+
+        with pytest.raises(ConfigError, match="open already"):
+            await line.open()
+        may_end.set()
+        await line.aclose()
+
+        assert line.events == ["gone"]
+        line.opening = line.closing = anyio.lowlevel.checkpoint
+        await line.open()
+        await line.aclose()
+
+    asyncio.run(main())
+
+
+def test_closed_in_the_moment_that_it_is_open_it_was_not_opened() -> None:
+    async def main() -> None:
+        line = Line()
+        line.closing = anyio.lowlevel.checkpoint
+        is_about_to_open = asyncio.Event()
+
+        async def connect_at_once() -> None:
+            is_about_to_open.set()
+
+        async def close() -> None:
+            await is_about_to_open.wait()
+            await line.aclose()
+
+        line.opening = connect_at_once
+        closer = asyncio.create_task(close())
+        await asyncio.sleep(0)
+
+        with pytest.raises(ClosedError, match="was closed while it was opened"):
+            await line.open()
+
+        await closer
+        assert line.events == ["open", "closing", "closed", "gone"]
+
+    asyncio.run(main())
+
+
 def test_all_tasks_cancelled_at_once_close_it() -> None:
     async def main() -> None:
         line = Line()
