@@ -20,7 +20,7 @@ from typing import Self
 import anyio
 import anyio.lowlevel
 import pytest
-from tikv_pd import ClosedError, ConfigError
+from tikv_pd import ClosedError, ConfigError, DeadlineExceeded, TikvError, UndeterminedError
 from tikv_rpc.frontend.callers import in_callers_thread, while_reading
 from tikv_rpc.frontend.portal import Pages, Portal
 
@@ -136,6 +136,34 @@ def test_a_portal_works_beside_a_running_loop() -> None:
             return client.portal.call(client.echo, 7)
 
     assert asyncio.run(cell()) == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "is_noted"),
+    [(DeadlineExceeded("get", 1), True), (UndeterminedError("put"), True), (ConfigError("no"), False)],
+)
+def test_a_failure_beside_a_running_loop_tells_that_it_was_held_up(error: TikvError, is_noted: bool) -> None:
+    async def fail() -> None:
+        raise error
+
+    async def cell() -> list[str]:
+        with Opened() as client, pytest.raises(type(error)) as caught:
+            client.portal.call(fail)
+        return getattr(caught.value, "__notes__", [])
+
+    notes = asyncio.run(cell())
+
+    assert ["held it up" in note for note in notes] == [True] * is_noted
+
+
+def test_a_failure_where_no_loop_runs_has_no_note() -> None:
+    async def fail() -> None:
+        raise DeadlineExceeded("get", 1)
+
+    with Opened() as client, pytest.raises(DeadlineExceeded) as caught:
+        client.portal.call(fail)
+
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_a_portal_works_in_a_program_that_runs_trio() -> None:

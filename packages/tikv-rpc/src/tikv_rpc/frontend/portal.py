@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
 from weakref import WeakSet, ref
 
-from tikv_pd import ClosedError, ConfigError
+from tikv_pd import ClosedError, ConfigError, TikvError
 
 from tikv_rpc.frontend.callers import CALLER
 from tikv_rpc.frontend.crossing import Crossing
@@ -50,6 +50,10 @@ _FORKED: Final = "was opened before this process was forked, and works in the pa
 _ORPHANED: Final = (
     "cannot be opened: this process was forked from one that had opened a client, and gRPC does not survive that; "
     "fork before the first client is opened, or start processes by `spawn` or `forkserver`"
+)
+_HELD_UP: Final = (
+    "An event loop runs in the thread of this blocking call, which held it up meanwhile: nothing that the loop serves "
+    "could answer. In a coroutine use the async client, or asyncio.to_thread."
 )
 
 
@@ -86,7 +90,11 @@ class Portal:
             loop = _LoopThread(self._client, self._name)
             _PROCESS.use(loop)
             self._loop = loop
-        loop.begin()
+        try:
+            loop.begin()
+        except TikvError as error:
+            _note_loop(error)
+            raise
 
     def close(self) -> None:
         """Close the client; calls under way fail. Closing twice, or in the child of a fork, is fine.
@@ -109,7 +117,11 @@ class Portal:
         """
         if self._loop is None:
             raise ClosedError(self._name)
-        return self._loop.call(function, args, kwargs)
+        try:
+            return self._loop.call(function, args, kwargs)
+        except TikvError as error:
+            _note_loop(error)
+            raise
 
     def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function that does not await, as `call` does: nothing else happens in the loop meanwhile."""
@@ -398,6 +410,15 @@ class _LoopThread:
             crossing.end(outcome)
             # The error's traceback holds this frame.
             del crossing, outcome
+
+
+def _note_loop(error: TikvError) -> None:
+    """Tell of an event loop that stood still while a call failed: perhaps what did not answer is served by it."""
+    if not (error.retryable or error.undetermined):
+        return
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        error.add_note(_HELD_UP)
 
 
 def _mark_as_asyncio() -> None:
