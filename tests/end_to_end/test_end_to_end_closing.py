@@ -74,7 +74,7 @@ async def test_opened_used_and_closed_in_tasks_of_their_own(
     cluster: EmbeddedCluster, make: Callable[[str], Any]
 ) -> None:
     client = make(cluster.url)
-    await asyncio.create_task(client.__aenter__())
+    await asyncio.create_task(client.open())
     await asyncio.gather(*(asyncio.create_task(use(client, number)) for number in range(10)))
 
     await asyncio.create_task(client.aclose())
@@ -87,7 +87,7 @@ async def test_opened_used_and_closed_in_tasks_of_their_own(
 @every_client
 async def test_closed_within_a_time(cluster: EmbeddedCluster, make: Callable[[str], Any]) -> None:
     client = make(cluster.url)
-    await client.__aenter__()
+    await client.open()
     await use(client, 0)
 
     # Up to Python 3.11 this closes it in a task of its own.
@@ -125,7 +125,7 @@ async def test_the_task_that_opened_it_may_be_cancelled(cluster: EmbeddedCluster
     is_open = asyncio.Event()
 
     async def serve() -> None:
-        await client.__aenter__()
+        await client.open()
         is_open.set()
         await asyncio.sleep(3600)
 
@@ -161,8 +161,8 @@ from tikv_embedded import EmbeddedCluster
 async def main() -> None:
     async with EmbeddedCluster() as cluster:
         raw, txn = tikv_raw.RawClient(cluster.url), tikv_txn.TransactionClient(cluster.url)
-        await asyncio.create_task(raw.__aenter__())
-        await asyncio.create_task(txn.__aenter__())
+        await asyncio.create_task(raw.open())
+        await asyncio.create_task(txn.open())
         await raw.put(b"k", b"v")
         async with txn.begin() as begun:
             begun.put(b"k", b"v")

@@ -53,7 +53,7 @@ def test_every_operation_blocks_until_it_is_done(client: RawClient) -> None:
     assert client.get(b"k") == b"v"
     assert client.ttl(b"k") in range(90, 101)
     assert client.batch_get(PAIRS) == PAIRS
-    assert client.compare_and_swap(b"k", b"v", b"w").swapped
+    assert client.compare_and_swap(b"k", b"v", b"w")
     assert client.checksum().total_kvs == len(PAIRS) + 1
     client.delete(b"k")
     client.batch_delete([b"00", b"01"])
@@ -88,6 +88,19 @@ def test_a_client_works_in_a_cell_of_a_notebook(url: str) -> None:
 
     assert asyncio.run(cell()) == b"1"
     assert anyio.run(cell, backend="trio") == b"1"
+
+
+def test_a_client_may_be_opened_and_closed_without_a_block(url: str) -> None:
+    client = RawClient(url, api_version="v1ttl").open()
+    try:
+        client.put(b"k", b"v")
+        with pytest.raises(ConfigError, match="open already"):
+            client.open()
+    finally:
+        client.close()
+
+    with pytest.raises(ClosedError):
+        client.get(b"k")
 
 
 def test_a_call_ends_at_its_deadline() -> None:

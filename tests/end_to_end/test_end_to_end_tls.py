@@ -92,9 +92,9 @@ async def test_a_client_without_certificate_is_not_let_in(
     unknown = SecurityConfig(ca_path=client_security.ca_path)
 
     with pytest.raises(PdUnavailable, match="does PD trust that of the client"):
-        await RawClient(cluster.url, security=unknown, config=QUICK).__aenter__()
+        await RawClient(cluster.url, security=unknown, config=QUICK).open()
     with pytest.raises(PdUnavailable):
-        await RawClient(cluster.url, config=QUICK).__aenter__()
+        await RawClient(cluster.url, config=QUICK).open()
 
 
 async def test_a_client_works_on_while_every_certificate_is_replaced(

@@ -488,7 +488,7 @@ from tikv_txn import TransactionClient
 
 async def main():
     client = TransactionClient(sys.argv[1])
-    await client.__aenter__()
+    await client.open()
     global kept
     kept = await client.begin()
     kept.put(b"k", b"1")

@@ -35,7 +35,7 @@ async def in_a_task(function: Callable[[], Awaitable[object]]) -> None:
 
 
 async def test_opened_used_and_closed_in_three_tasks(client: RawClient) -> None:
-    await in_a_task(client.__aenter__)
+    await in_a_task(client.open)
     await in_a_task(lambda: client.put(b"k", b"v"))
     assert await client.get(b"k") == b"v"
 
@@ -66,7 +66,7 @@ async def test_a_view_closes_it_from_another_task(client: RawClient) -> None:
 
 async def test_it_goes_on_after_the_time_that_opening_was_given(client: RawClient) -> None:
     with anyio.fail_after(5):
-        await client.__aenter__()
+        await client.open()
 
     await client.put(b"k", b"v")
 
@@ -75,7 +75,7 @@ async def test_it_goes_on_after_the_time_that_opening_was_given(client: RawClien
 
 
 async def test_calls_under_way_fail_when_another_task_closes_it(cluster: FakeCluster, client: RawClient) -> None:
-    await client.__aenter__()
+    await client.open()
     await client.put(b"a", b"1")
     cluster.store(1).hang_next(Tikv.RawGet)
     cluster.store(1).hang_next(Tikv.RawPut)
@@ -100,7 +100,7 @@ async def test_closed_while_it_opens_it_is_not_open(cluster: FakeCluster, client
 
     async def open_it() -> None:
         with pytest.raises(ClosedError, match="RawClient was closed while it was opened"):
-            await client.__aenter__()
+            await client.open()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(open_it)
@@ -117,7 +117,7 @@ async def test_a_client_that_cannot_be_opened_says_why_as_ever(cluster: FakeClus
     client = RawClient("nobody:2379", config=config, transport=cluster.transport)
 
     with pytest.raises(PdUnavailable) as raised:
-        await client.__aenter__()
+        await client.open()
 
     assert not isinstance(raised.value.__context__, BaseExceptionGroup)
     await client.aclose()

@@ -58,7 +58,7 @@ class TransactionClient:
         ConfigError: an argument can never work.
         TypeError: an argument is of the wrong type.
 
-    Entering `async with` may raise:
+    Opening it may raise:
         PdUnavailable: no PD answered within `config.pd.open_timeout`, or none of the addresses is a PD.
         ClusterMismatch: the addresses belong to different clusters.
         KeyspaceNotFound: there is no such enabled keyspace.
@@ -98,9 +98,16 @@ class TransactionClient:
         check_kind(config, TxnConfig, "config")
         self._session = TxnSession(endpoint, config if config is not None else TxnConfig())
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> Self:
+        """Open the client, as `async with` does, and return it: for programs that close it elsewhere, by `aclose`.
+
+        Cancellation: it is not open.
+        """
         await self._session.open()
         return self
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

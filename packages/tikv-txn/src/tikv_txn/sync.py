@@ -608,7 +608,7 @@ class TransactionClient:
         ConfigError: an argument can never work.
         TypeError: an argument is of the wrong type.
 
-    Entering `with` may raise:
+    Opening it may raise:
         PdUnavailable: no PD answered within `config.pd.open_timeout`, or none of the addresses is a PD.
         ClusterMismatch: the addresses belong to different clusters.
         KeyspaceNotFound: there is no such enabled keyspace.
@@ -653,9 +653,16 @@ class TransactionClient:
         )
         self._portal = Portal(self._client, "TransactionClient")
 
-    def __enter__(self) -> Self:
+    def open(self) -> Self:
+        """Open the client, as `with` does, and return it: for programs that close it elsewhere, by `close`.
+
+        Interrupted: it is not open.
+        """
         self._portal.open()
         return self
+
+    def __enter__(self) -> Self:
+        return self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

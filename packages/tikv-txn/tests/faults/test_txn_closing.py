@@ -33,7 +33,7 @@ async def in_a_task(function: Callable[[], Awaitable[object]]) -> None:
 
 async def commit_with_something_left(cluster: FakeCluster, client: TransactionClient, seconds: float) -> None:
     """Open the client and commit; committing what nobody waits for takes so long."""
-    await client.__aenter__()
+    await client.open()
     store = cluster.store(1)
     store.before_next(Tikv.KvCommit, lambda: store.delay_next(Tikv.KvCommit, seconds, times=2))
     async with client.begin() as txn:
