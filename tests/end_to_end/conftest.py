@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -106,6 +108,14 @@ class Shaker:
         region = self._random.choice(self._cluster.regions())
         if len(region.peers) > 1:
             self._cluster.remove_peer(region.id, self._random.choice(region.peers).store_id)
+
+
+@pytest.fixture
+def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Asyncio tells of lost tasks and exceptions in its log alone."""
+    yield
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias
 
 import pytest
@@ -17,14 +15,7 @@ from tikv_txn import TransactionClient
 
 Client: TypeAlias = RawClient | TransactionClient
 every_client = pytest.mark.parametrize("make", [RawClient, TransactionClient])
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Asyncio tells of lost tasks and exceptions in its log alone."""
-    yield
-    gc.collect()
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+pytestmark = pytest.mark.usefixtures("nothing_is_logged")
 
 
 @pytest.fixture

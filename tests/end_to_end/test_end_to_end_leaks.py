@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import math
 import random
 import subprocess
@@ -30,13 +29,7 @@ PAIRS = {key: b"value of " + key for key in KEYS}
 ROUNDS = 100
 """Cancellations of each operation, of each of the two kinds."""
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Asyncio tells of lost tasks and exceptions in its log alone."""
-    yield
-    gc.collect()
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+pytestmark = pytest.mark.usefixtures("nothing_is_logged")
 
 
 @pytest.fixture

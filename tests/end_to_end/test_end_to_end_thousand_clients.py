@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import random
 import threading
 import time
@@ -31,13 +30,7 @@ HELD = b"held"
 CLIENTS = 1000
 AT_ONCE = 8
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Asyncio tells of lost tasks and exceptions in its log alone."""
-    yield
-    gc.collect()
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+pytestmark = pytest.mark.usefixtures("nothing_is_logged")
 
 
 @pytest.fixture
