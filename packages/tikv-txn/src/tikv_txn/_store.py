@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from tikv_pd import DeadlineExceeded, PdClient, Timestamp
@@ -16,13 +15,12 @@ Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 
-@contextmanager
-def in_time_of(call: Call) -> Iterator[None]:
-    """Have a call's own name and time in the error when the time that PD may take runs out."""
+async def in_time_of(call: Call, ask: Callable[[float], Awaitable[Result]]) -> Result:
+    """Ask PD, which may take the seconds that a call has left; when they run out, the error is the call's own."""
     try:
-        yield
+        return await ask(call.check())
     except DeadlineExceeded as error:
-        raise DeadlineExceeded(call.operation, call.deadline.timeout) from error.__cause__
+        raise DeadlineExceeded(call.operation, call.timeout) from error.__cause__
 
 
 class TxnStore:
@@ -81,5 +79,5 @@ class TxnStore:
         return await self._granted(call, self.pd.get_low_resolution_ts)
 
     async def _granted(self, call: Call, grant: Callable[..., Awaitable[Timestamp]]) -> int:
-        with in_time_of(call):
-            return (await grant(timeout=call.deadline.check())).ts
+        granted = await in_time_of(call, lambda seconds: grant(timeout=seconds))
+        return granted.ts

@@ -58,8 +58,8 @@ def granted(ts: int) -> Start:
     """Return what starts a snapshot at a timestamp of the caller's, if PD has granted one as late as that."""
 
     async def start(store: TxnStore, call: Call) -> int:
-        with in_time_of(call):
-            await store.pd.validate_read_ts(ts, stale=call.options.stale_read, timeout=call.deadline.check())
+        stale = call.options.stale_read
+        await in_time_of(call, lambda seconds: store.pd.validate_read_ts(ts, stale=stale, timeout=seconds))
         return ts
 
     return start
@@ -69,8 +69,8 @@ def stale(seconds: float) -> Start:
     """Return what starts a snapshot so many seconds in the past."""
 
     async def start(store: TxnStore, call: Call) -> int:
-        with in_time_of(call):
-            return (await store.pd.get_stale_ts(seconds, timeout=call.deadline.check())).ts
+        found = await in_time_of(call, lambda left: store.pd.get_stale_ts(seconds, timeout=left))
+        return found.ts
 
     return start
 

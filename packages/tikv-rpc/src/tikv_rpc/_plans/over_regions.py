@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -285,8 +284,11 @@ class _Run(Generic[Part, Resp]):
             self._failures.append((part, settled(error, branch)))
 
     async def _work_off(self, entry: RegionEntry, part: Part, call: Call) -> None:
+        if self._slots is None:
+            await self._ask(entry, part, call)
+            return
         # What waits for its turn has no request yet: those of large values take memory, and the Region may move.
-        async with self._slots or nullcontext():
+        async with self._slots:
             await self._ask(entry, part, call)
 
     async def _ask(self, entry: RegionEntry, part: Part, call: Call) -> None:
