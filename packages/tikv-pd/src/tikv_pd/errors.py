@@ -34,6 +34,13 @@ class ClosedError(TikvError):
     """What was used, such as `RawClient`."""
     why: str = "is not open; use it inside `async with` (or `with` for the sync client)"
     """What is wrong with it."""
+    may_have_written: bool = False
+    """Whether it ended a call that had begun, and perhaps written."""
+
+    @property
+    def undetermined(self) -> bool:  # type: ignore[override]  # of other errors it is a matter of the class
+        """Whether a write may or may not have taken effect."""
+        return self.may_have_written
 
     def __str__(self) -> str:
         return f"{self.what} {self.why}"

@@ -24,6 +24,7 @@ from tikv_proto import pdpb
 ERRORS = [
     (ConfigError("timeout must be above 0"), False, "timeout must be above 0"),
     (ClosedError("PdClient"), False, "PdClient is not open; use it inside `async with`"),
+    (ClosedError("PdClient", "was cut off", may_have_written=True), False, "PdClient was cut off"),
     (ClosedError("PdClient", "was opened before"), False, "PdClient was opened before"),
     (DeadlineExceeded("get_ts", 1.5), True, "get_ts did not finish within 1.5 s"),
     (BackoffExceeded("get", 40.25, 12), True, "get gave up after 12 waits of 40.2 s in all"),
@@ -42,7 +43,7 @@ ERRORS = [
 def test_an_error_says_what_happened_and_whether_to_try_again(error: TikvError, retryable: bool, words: str) -> None:
     assert words in str(error)
     assert error.retryable is retryable
-    assert error.undetermined is isinstance(error, UndeterminedError)
+    assert error.undetermined is (isinstance(error, UndeterminedError) or "cut off" in words)
 
 
 @pytest.mark.parametrize("error", [error for error, _, _ in ERRORS], ids=lambda error: type(error).__name__)

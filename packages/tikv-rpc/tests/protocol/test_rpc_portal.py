@@ -700,8 +700,9 @@ def test_a_portal_that_is_closed_during_an_errand_does_not_wait_for_it(ends_by: 
 
         assert loop_threads() == []
         go_on.set()
-        with pytest.raises(ClosedError):
+        with pytest.raises(ClosedError, match="what it was to write may have been written") as caught:
             outcome.result(10)
+        assert caught.value.undetermined
 
 
 def test_a_task_that_outlives_its_call_cannot_ask_and_keeps_nothing_of_it() -> None:

@@ -41,6 +41,7 @@ _EXIT_WITHIN: Final = 5.0
 _SIGNALS_WITHIN: Final = 0.5
 """Seconds after which a waiting thread looks for signals: one that comes just before a thread begins to wait for a lock
 does not wake it (seen with 3.11: one Ctrl-C in 300 on a busy machine)."""
+_CUT_OFF: Final = "was closed before the call had ended; what it was to write may have been written"
 _FORKED: Final = "was opened before this process was forked, and works in the parent only; open it after the fork"
 
 
@@ -160,6 +161,10 @@ class LoopThread:
     def _closed(self) -> ClosedError:
         return ClosedError(self._name, _FORKED) if self.is_lost else ClosedError(self._name)
 
+    def _cut_off(self) -> ClosedError:
+        """Return the error of a call that had begun, and did not end by itself when the client was closed."""
+        return ClosedError(self._name, _CUT_OFF, may_have_written=True)
+
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -188,7 +193,7 @@ class LoopThread:
         finally:
             self.is_over = True
             for crossing in self._under_way:
-                crossing.end(self._closed())
+                crossing.end(self._cut_off())
             while self._queue:
                 self._queue.popleft().end(self._closed())
             self._settled.set()
@@ -247,7 +252,7 @@ class LoopThread:
             CALLER.set(ref(crossing))
             crossing.result = await crossing.function(*crossing.args, **crossing.kwargs)
         except asyncio.CancelledError:
-            outcome = self._closed()
+            outcome = self._cut_off()
         except BaseException as error:
             outcome = error
         finally:
