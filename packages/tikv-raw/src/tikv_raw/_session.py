@@ -43,7 +43,6 @@ from tikv_raw._requests import Checksum, RawRequests, merge_checksums
 from tikv_raw.config import RawConfig
 
 _KeyPlan: TypeAlias = Plan[tuple[bytes, Request[Resp]], Resp]
-_BatchPlan: TypeAlias = Plan[Batch[Resp], None]
 _Answers: TypeAlias = list[tuple[Any, Resp]]
 
 
@@ -65,12 +64,10 @@ class Opened:
     compare_and_swap: _KeyPlan[kvrpcpb.RawCASResponse]
     page: Plan[Edge[kvrpcpb.RawScanResponse], tuple[KeyRange, kvrpcpb.RawScanResponse]]
     scan_ranges: Plan[ScanOrder, list[Pairs]]
-    batch_get: _BatchPlan[kvrpcpb.RawBatchGetResponse]
-    batch_get_each: _BatchPlan[kvrpcpb.RawBatchGetResponse]
-    batch_put: _BatchPlan[kvrpcpb.RawBatchPutResponse]
-    batch_put_each: _BatchPlan[kvrpcpb.RawBatchPutResponse]
-    batch_delete: _BatchPlan[kvrpcpb.RawBatchDeleteResponse]
-    batch_delete_each: _BatchPlan[kvrpcpb.RawBatchDeleteResponse]
+    batch: Plan[Batch[Any], None]
+    """Does a batch, or raises its first failure."""
+    batch_each: Plan[Batch[Any], None]
+    """Does a batch in which each key may fail by itself."""
     checksum: Plan[RangeWork[kvrpcpb.RawChecksumResponse], Checksum]
     coprocessor: Plan[RegionsWork[kvrpcpb.RawCoprocessorResponse], _Answers[kvrpcpb.RawCoprocessorResponse]]
 
@@ -90,12 +87,6 @@ class Opened:
         def each(take: Take[Any], slots: Semaphore | None) -> Plan[KeyWork[Any], Outcome[Any]]:
             return Collect(retry, cache, concurrency, take, slots)
 
-        def batches() -> _BatchPlan[Any]:
-            return operation(rpc, Whole(Settle(Windowed(all_or_error, concurrency))))
-
-        def outcomes() -> _BatchPlan[Any]:
-            return operation(rpc, Whole(Windowed(each, concurrency)))
-
         scan_ranges = ScanRanges(
             FanOut(retry, cache, concurrency), requests, sizes, config.scan_page, config.scan_bytes
         )
@@ -113,12 +104,8 @@ class Opened:
             compare_and_swap=operation(rpc, Settle(AtKey(retry, cache))),
             page=operation(rpc, AtEdge(retry, cache)),
             scan_ranges=operation(rpc, scan_ranges),
-            batch_get=batches(),
-            batch_get_each=outcomes(),
-            batch_put=batches(),
-            batch_put_each=outcomes(),
-            batch_delete=batches(),
-            batch_delete_each=outcomes(),
+            batch=operation(rpc, Whole(Settle(Windowed(all_or_error, concurrency)))),
+            batch_each=operation(rpc, Whole(Windowed(each, concurrency))),
             checksum=operation(rpc, Merge(FanOut(retry, cache, concurrency), merge_checksums)),
             coprocessor=operation(rpc, WithCallbacks(Settle(FanOut(Made(retry), cache, concurrency)))),
         )

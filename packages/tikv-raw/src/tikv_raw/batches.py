@@ -94,7 +94,7 @@ class BatchOperations(KeyOperations):
 
         source = await Source.of(keys, key_windows(keys, span, as_key, lambda: int(opened.sizes.guess)))
         batch = GetBatch(source, lower, requests.codec.decode_key, opened.sizes, is_kept=is_kept, progress=progress)
-        plan = opened.batch_get_each if is_kept else opened.batch_get
+        plan = opened.batch_each if is_kept else opened.batch
         await plan.execute(batch, self._begin(opened, "batch_get", timeout, priority, replica_read))
         return self._shown(batch.outcome) if is_kept else batch.found
 
@@ -177,7 +177,7 @@ class BatchOperations(KeyOperations):
 
         source = await Source.of(pairs, pair_windows(pairs, opened.limits.ttl(ttl), span, opened.limits))
         batch = WriteBatch("batch_put", source, lower, is_kept=is_kept, progress=progress)
-        plan = opened.batch_put_each if is_kept else opened.batch_put
+        plan = opened.batch_each if is_kept else opened.batch
         await plan.execute(batch, self._begin(opened, "batch_put", timeout, priority))
         return self._shown(batch.outcome) if is_kept else None
 
@@ -251,7 +251,7 @@ class BatchOperations(KeyOperations):
 
         source = await Source.of(keys, key_windows(keys, span, opened.limits.key, int))
         batch = WriteBatch("batch_delete", source, lower, is_kept=is_kept, progress=progress)
-        plan = opened.batch_delete_each if is_kept else opened.batch_delete
+        plan = opened.batch_each if is_kept else opened.batch
         await plan.execute(batch, self._begin(opened, "batch_delete", timeout, priority))
         return self._shown(batch.outcome) if is_kept else None
 
