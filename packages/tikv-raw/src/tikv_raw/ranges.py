@@ -82,11 +82,8 @@ class RangeOperations(BatchOperations):
             call = self._begin(opened, "scan", timeout, priority, replica_read)
             return await self._page(opened, rest, page_limit, cf_on_wire, call, reverse=reverse, key_only=key_only)
 
-        def page_pairs() -> int:
-            config = self._session.config
-            # Keys are small: their number alone is a limit.
-            return opened.sizes.fit(config.scan_page, config.scan_bytes, key_only=key_only)
-
+        config = self._session.config
+        page_pairs = partial(opened.sizes.fit, config.scan_page, config.scan_bytes, key_only=key_only)
         return Scan(fetch, opened.rpc, key_range, limit, page_pairs, "RawClient")
 
     async def batch_scan(

@@ -79,5 +79,4 @@ class TxnStore:
         return await self._granted(call, self.pd.get_low_resolution_ts)
 
     async def _granted(self, call: Call, grant: Callable[..., Awaitable[Timestamp]]) -> int:
-        granted = await in_time_of(call, lambda seconds: grant(timeout=seconds))
-        return granted.ts
+        return (await in_time_of(call, lambda left: grant(timeout=left))).ts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias
 
 from tikv_pd import LATEST, ConfigError, Timestamp
@@ -58,8 +59,7 @@ def granted(ts: int) -> Start:
     """Return what starts a snapshot at a timestamp of the caller's, if PD has granted one as late as that."""
 
     async def start(store: TxnStore, call: Call) -> int:
-        stale = call.options.stale_read
-        await in_time_of(call, lambda seconds: store.pd.validate_read_ts(ts, stale=stale, timeout=seconds))
+        await in_time_of(call, lambda left: store.pd.validate_read_ts(ts, stale=call.options.stale_read, timeout=left))
         return ts
 
     return start
@@ -69,8 +69,7 @@ def stale(seconds: float) -> Start:
     """Return what starts a snapshot so many seconds in the past."""
 
     async def start(store: TxnStore, call: Call) -> int:
-        found = await in_time_of(call, lambda left: store.pd.get_stale_ts(seconds, timeout=left))
-        return found.ts
+        return (await in_time_of(call, lambda left: store.pd.get_stale_ts(seconds, timeout=left))).ts
 
     return start
 
@@ -230,10 +229,7 @@ class Snapshot:
             await self._check(reads, call)
             return page
 
-        def page_pairs() -> int:
-            # Keys are small: their number alone is a limit.
-            return client.sizes.fit(config.scan_page, config.scan_bytes, key_only=key_only)
-
+        page_pairs = partial(client.sizes.fit, config.scan_page, config.scan_bytes, key_only=key_only)
         return Scan(fetch, client.store.rpc, key_range, limit, page_pairs, "TransactionClient")
 
     async def _get(

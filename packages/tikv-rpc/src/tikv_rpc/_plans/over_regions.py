@@ -160,23 +160,31 @@ class Splittable(Protocol[Part, Resp]):
 
 
 @attrs.frozen
-class FanOut(Generic[Part, Resp]):
-    """Split work over Regions, keep some requests under way, split again whatever moved meanwhile.
-
-    The first failure cancels the rest and is raised, never within a group.
-    """
+class _InPieces(Generic[Part, Resp]):
+    """Base of what splits work over Regions."""
 
     inner: RegionPlan
+    """Sends the request of a piece."""
     cache: RegionCache
+    """Knows the Regions."""
     concurrency: int
+    """Requests under way at a time."""
     take: Callable[[Part, Resp], None] | None = None
     """Is given each answer as it comes; then none is returned."""
     slots: anyio.Semaphore | None = None
     """One is held while a piece is worked off: bounds what several executions have under way together."""
 
+
+@attrs.frozen
+class FanOut(_InPieces[Part, Resp]):
+    """Split work over Regions, keep some requests under way, split again whatever moved meanwhile.
+
+    The first failure cancels the rest and is raised, never within a group.
+    """
+
     async def execute(self, work: Splittable[Part, Resp], call: Call) -> list[tuple[Part, Resp]]:
         """Return the (piece, response) pairs, in no given order; the pieces make up the whole exactly once."""
-        run = _Run(self.inner, self.cache, self.concurrency, work, self.take, self.slots)
+        run = _Run(self, work)
         await run.go(call)
         return run.answers
 
@@ -192,21 +200,13 @@ class Collected(Generic[Part, Resp]):
 
 
 @attrs.frozen
-class Collect(Generic[Part, Resp]):
+class Collect(_InPieces[Part, Resp]):
     """Like `FanOut`, but each piece succeeds or fails by itself: no failure stops the others or is raised."""
-
-    inner: RegionPlan
-    cache: RegionCache
-    concurrency: int
-    take: Callable[[Part, Resp], None] | None = None
-    """Is given each answer as it comes; then none is returned."""
-    slots: anyio.Semaphore | None = None
-    """One is held while a piece is worked off: bounds what several executions have under way together."""
 
     async def execute(self, work: Splittable[Part, Resp], call: Call) -> Collected[Part, Resp]:
         """Return what became of each piece."""
         failures: list[tuple[Part, TikvError]] = []
-        run = _Run(self.inner, self.cache, self.concurrency, work, self.take, self.slots, failures)
+        run = _Run(self, work, failures)
         try:
             await run.go(call)
         except TikvError as error:
@@ -220,30 +220,22 @@ class _Run(Generic[Part, Resp]):
 
     def __init__(
         self,
-        inner: RegionPlan,
-        cache: RegionCache,
-        concurrency: int,
+        plan: _InPieces[Part, Resp],
         work: Splittable[Part, Resp],
-        take: Callable[[Part, Resp], None] | None,
-        slots: anyio.Semaphore | None,
         failures: list[tuple[Part, TikvError]] | None = None,
     ) -> None:
         self.answers: list[tuple[Part, Resp]] = []
-        self._hand_over = take
-        self._slots = slots
-        self._running = 0
-        self._inner = inner
-        self._cache = cache
-        self._concurrency = concurrency
+        self._plan = plan
         self._work = work
         self._failures = failures
+        self._running = 0
         # With the call of each piece that became of another one, where pieces are settled one by one.
         self._pieces: deque[tuple[RegionEntry, Part, Call | None]] = deque()
 
     async def go(self, call: Call) -> None:
         """Work everything off."""
-        self._pieces.extend((entry, part, None) for entry, part in await self._work.begin(self._cache, call))
-        while len(self._pieces) == 1 or (self._pieces and self._concurrency == 1):
+        self._pieces.extend((entry, part, None) for entry, part in await self._work.begin(self._plan.cache, call))
+        while len(self._pieces) == 1 or (self._pieces and self._plan.concurrency == 1):
             await self._take(self._pieces.popleft(), call)
         if self._pieces:
             await self._branch_out(call)
@@ -256,7 +248,7 @@ class _Run(Generic[Part, Resp]):
     def _recruit(self, branches: Branches) -> None:
         # Not a function within a function: such ones refer to each other, and what they know, values of batches, would
         # be freed by the cyclic collector only.
-        if self._pieces and self._running < self._concurrency:
+        if self._pieces and self._running < self._plan.concurrency:
             self._running += 1
             branches.start(partial(self._work_pieces_off, branches))
 
@@ -284,11 +276,11 @@ class _Run(Generic[Part, Resp]):
             self._failures.append((part, settled(error, branch)))
 
     async def _work_off(self, entry: RegionEntry, part: Part, call: Call) -> None:
-        if self._slots is None:
+        if self._plan.slots is None:
             await self._ask(entry, part, call)
             return
         # What waits for its turn has no request yet: those of large values take memory, and the Region may move.
-        async with self._slots:
+        async with self._plan.slots:
             await self._ask(entry, part, call)
 
     async def _ask(self, entry: RegionEntry, part: Part, call: Call) -> None:
@@ -299,18 +291,18 @@ class _Run(Generic[Part, Resp]):
             return
         request = self._work.request(part)
         try:
-            response = await self._inner.execute(entry, request, call)
+            response = await self._plan.inner.execute(entry, request, call)
         except RelocateError:
             await self._split(part, call)
             return
         call.wrote = call.wrote or request.effect is not Effect.READ
-        if self._hand_over is None:
+        if self._plan.take is None:
             self.answers.append((part, response))
         else:
-            self._hand_over(part, response)
+            self._plan.take(part, response)
 
     async def _split(self, part: Part, call: Call) -> None:
-        for entry, piece in await self._work.split(part, self._cache, call):
+        for entry, piece in await self._work.split(part, self._plan.cache, call):
             heir = None
             if self._failures is not None:
                 heir = call.fork()
